@@ -1,0 +1,3 @@
+//! What a person types: explain, flows, status, endpoints, policy check.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! One door for developers and users.
+
+fn main() {}
