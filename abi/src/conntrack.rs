@@ -1,0 +1,138 @@
+//! Flow state: one entry per flow and endpoint, denials apart, ports of fragmented packets.
+
+use crate::address::Address;
+use crate::ids::{DecisionId, IdentityId, Revision, WorkloadId};
+use bytemuck::{Pod, Zeroable};
+
+/// Maps `FLOWS` and `DENIED`: key. Pod-centric: both directions of a flow meet in one entry of `FLOWS`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FlowKey {
+    /// The pod whose interface the packet crosses.
+    pub workload: WorkloadId,
+    /// The other side's address.
+    pub remote: Address,
+    /// Pod's port << 16 | other side's port, both in host byte order. ICMP queries: the identifier on the asking side.
+    /// ICMP without identifier: type << 24 | code << 16.
+    pub ports: u32,
+    /// IP protocol number, with `KEY_*` bits.
+    pub protocol: u32,
+}
+
+/// In [`FlowKey::protocol`]: the pod asked (ICMP query, or a denied packet that the pod sent).
+pub const KEY_FROM_POD: u32 = 1 << 8;
+/// In [`FlowKey::protocol`]: the other side asked.
+pub const KEY_TO_POD: u32 = 1 << 9;
+
+/// Map `FLOWS`: value. Written by the programs; the agent deletes what has expired.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowValue {
+    /// Who decided.
+    pub decision: DecisionId,
+    /// Endpoint revision under which it was judged.
+    pub revision: Revision,
+    /// The peer's workload as judged, 0 if it is not a pod.
+    pub peer_workload: WorkloadId,
+    /// The peer's identity as judged.
+    pub peer_identity: IdentityId,
+    /// The pod's identity as judged.
+    pub own_identity: IdentityId,
+    /// First packet, `CLOCK_MONOTONIC` ns.
+    pub first_ns: u64,
+    /// Last packet, ns.
+    pub last_ns: u64,
+    /// When counters were last flushed into `EDGES`, ns.
+    pub flushed_ns: u64,
+    /// Packets: in the flow's original direction, and back.
+    pub packets: [u64; 2],
+    /// Bytes from the IP header on: in the original direction, and back.
+    pub bytes: [u64; 2],
+    /// Part of `packets` that `EDGES` has.
+    pub flushed_packets: [u64; 2],
+    /// Part of `bytes` that `EDGES` has.
+    pub flushed_bytes: [u64; 2],
+    /// Address epoch when the peer's address was looked up.
+    pub address_epoch: u64,
+    /// Original direction: `DIRECTION_*`.
+    pub direction: u32,
+    /// `VERDICT_*`.
+    pub verdict: u32,
+    /// `FLOW_*` bits.
+    pub flags: u32,
+    /// Judged port: destination port of the original direction in host order, or ICMP type << 8 | code.
+    pub port: u32,
+}
+
+/// A packet went in the original direction.
+pub const FLOW_SEEN_ORIGINAL: u32 = 1;
+/// A packet came back.
+pub const FLOW_SEEN_REPLY: u32 = 2;
+/// FIN from the original side.
+pub const FLOW_FIN_ORIGINAL: u32 = 4;
+/// FIN from the other side.
+pub const FLOW_FIN_REPLY: u32 = 8;
+/// RST from either side.
+pub const FLOW_RST: u32 = 16;
+/// The peer's address was unknown when judged (`address_epoch` counts).
+pub const FLOW_PEER_UNKNOWN: u32 = 32;
+/// Own node: let in whatever policies say.
+pub const FLOW_OWN_NODE: u32 = 64;
+/// TCP picked up without a SYN.
+pub const FLOW_PICKED_UP: u32 = 128;
+
+/// Map `DENIED`: value. Key: [`FlowKey`] with `KEY_FROM_POD` or `KEY_TO_POD` set.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DeniedValue {
+    /// Who denied.
+    pub decision: DecisionId,
+    /// Endpoint revision under which it was judged.
+    pub revision: Revision,
+    /// The peer's workload as judged.
+    pub peer_workload: WorkloadId,
+    /// The peer's identity as judged.
+    pub peer_identity: IdentityId,
+    /// Address epoch when the peer's address was looked up; 0 if it was known.
+    pub address_epoch: u64,
+    /// Packets denied so far.
+    pub count: u64,
+    /// Bytes denied so far.
+    pub bytes: u64,
+    /// Part of `count` that records have told.
+    pub reported: u64,
+    /// First denied packet, ns.
+    pub first_ns: u64,
+    /// Last denied packet, ns.
+    pub last_ns: u64,
+    /// Last record, ns.
+    pub reported_ns: u64,
+}
+
+/// Map `FRAGMENTS`: key.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Identification field, host byte order.
+    pub identification: u32,
+    /// IP protocol number, with `KEY_*` bits for the hook.
+    pub protocol: u32,
+}
+
+/// Map `FRAGMENTS`: value.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentValue {
+    /// Source port << 16 | destination port, host byte order.
+    pub ports: u32,
+    /// ICMP type << 8 | code, else 0.
+    pub icmp: u32,
+    /// When the first fragment came, ns.
+    pub seen_ns: u64,
+}
+
+crate::pin_size!(FlowKey = 32, FlowValue = 152, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);

@@ -1,0 +1,44 @@
+//! Decisions that the datapath makes by itself, as fixed numbers; policy decisions are hashed above them.
+
+use crate::ids::DecisionId;
+
+macro_rules! fixed {
+    ($($(#[$doc:meta])* $name:ident = $value:expr, $label:expr;)+) => {
+        $($(#[$doc])* pub const $name: DecisionId = DecisionId($value);)+
+        /// Every fixed decision with its name in records.
+        pub const FIXED: &[(DecisionId, &str)] = &[$(($name, $label)),+];
+    };
+}
+
+fixed! {
+    /// Allow: no policy selects the endpoint in this direction.
+    NO_POLICY_SELECTS = 1, "noPolicySelects";
+    /// Allow: made by a process of the pod's own node.
+    OWN_NODE = 2, "ownNode";
+    /// Allow: reply on a flow that was allowed.
+    REPLY = 3, "reply";
+    /// Allow: ICMP error about a flow that was allowed.
+    RELATED_ICMP = 4, "relatedIcmp";
+    /// Allow: ARP or neighbour discovery for the pod's own addresses.
+    NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
+    /// Deny: headers that cannot be read.
+    MALFORMED_PACKET = 16, "malformedPacket";
+    /// Deny: a source address that is not the sender's.
+    SPOOFED_SOURCE = 17, "spoofedSource";
+    /// Deny: the endpoint's first image is not in yet.
+    NOT_READY = 18, "notReady";
+    /// Deny: a later fragment whose first fragment was not seen.
+    UNKNOWN_FRAGMENT = 19, "unknownFragment";
+    /// Deny: not IP and not neighbour discovery.
+    NOT_IP = 20, "notIp";
+    /// Deny: forged ARP or neighbour discovery, or a router advertisement or redirect from a pod.
+    FORGED_NEIGHBOUR = 21, "forgedNeighbour";
+    /// Deny: the endpoint's state could not be read whole, or a table row that must exist does not.
+    INCONSISTENT_STATE = 22, "inconsistentState";
+    /// Deny: the peer's address is unknown while some address could not be stored.
+    ADDRESSES_INCOMPLETE = 23, "addressesIncomplete";
+    /// Deny: an ICMP error that quotes no flow of the pod.
+    UNRELATED_ICMP = 24, "unrelatedIcmp";
+    /// Deny: the flow could not be stored, so its replies could not be told.
+    FLOW_TABLE_FULL = 25, "flowTableFull";
+}

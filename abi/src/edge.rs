@@ -1,0 +1,42 @@
+//! Exact counts per subject, peer, port, verdict and decision; the evidence that outlives lost events.
+
+use crate::ids::{DecisionId, IdentityId, Revision, WorkloadId};
+use bytemuck::{Pod, Zeroable};
+
+/// Map `EDGES`: key. Written by the programs, drained by the agent.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct EdgeKey {
+    /// The workload at whose interface it was judged.
+    pub subject: WorkloadId,
+    /// The peer's workload, 0 if it is not a pod.
+    pub peer: WorkloadId,
+    /// The peer's identity as judged.
+    pub peer_identity: IdentityId,
+    /// Who decided.
+    pub decision: DecisionId,
+    /// Endpoint revision.
+    pub revision: Revision,
+    /// IP protocol << 16 | judged port.
+    pub service: u32,
+    /// `DIRECTION_*` | verdict << 8 | bank << 16.
+    pub kind: u32,
+}
+
+/// Map `EDGES`: value. Written with atomic adds.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct EdgeValue {
+    /// Flows judged (allow) or tuples denied.
+    pub connections: u64,
+    /// Packets in the original direction, and back.
+    pub packets: [u64; 2],
+    /// Bytes in the original direction, and back.
+    pub bytes: [u64; 2],
+    /// First judgement, `CLOCK_MONOTONIC` ns.
+    pub first_ns: u64,
+    /// Last packet flushed, ns.
+    pub last_ns: u64,
+}
+
+crate::pin_size!(EdgeKey = 48, EdgeValue = 56);
