@@ -1,1 +1,5 @@
 //! Facts in, desired kernel state out.
+//!
+//! Invariant: no IO, no clock, no kernel; the same facts give the same image, whatever the order they came in.
+
+pub mod model;
