@@ -2,4 +2,6 @@
 //!
 //! Invariant: no IO, no clock, no kernel; the same facts give the same image, whatever the order they came in.
 
+mod lower;
 pub mod model;
+pub mod store;

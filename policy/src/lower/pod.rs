@@ -1,0 +1,114 @@
+//! `v1` Pod: labels, service account, node, addresses, phase and named ports.
+//!
+//! A pod whose labels, addresses or namespace use cannot be read keeps what was known of it. Without anything known it
+//! is no workload: giving it no labels, or some, would make it escape the policies that select it by the others.
+
+use super::reader::{Field, Unreadable};
+use super::{Lowered, labels, uid};
+use crate::model::{Labels, Level, NamedPort, Workload};
+use crate::store::ObjectKey;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+const KEPT: &str = "what was known of the pod goes on to hold; without anything known it has no endpoint and no rule finds it by label";
+const NO_ENDPOINT: &str = "the pod has no endpoint";
+
+pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
+    workload(key, &root.with(KEPT)).map_or(Lowered::Unreadable, Lowered::Workload)
+}
+
+fn workload(key: &ObjectKey, root: &Field<'_>) -> Result<Workload, Unreadable> {
+    let spec = root.at("spec");
+    let status = root.at("status");
+    let text =
+        |parent: &Field<'_>, name: &str| parent.find(name).map(|field| field.text().map(str::to_owned)).transpose();
+    let host_network = spec.find("hostNetwork").map(|field| field.boolean()).transpose()?.unwrap_or_default();
+    let phase = text(&status, "phase")?;
+    let ended = matches!(phase.as_deref(), Some("Succeeded" | "Failed"));
+    let node = text(&spec, "nodeName")?.unwrap_or_default();
+    let service_account = text(&spec, "serviceAccountName")?.filter(|name| !name.is_empty());
+    let addresses = if host_network || ended { Vec::new() } else { addresses(&status)? };
+    if addresses.is_empty() && !host_network && !ended && !node.is_empty() && phase.as_deref() != Some("Pending") {
+        status.at("podIPs").with(NO_ENDPOINT).problem(Level::Warning, "a pod that runs needs addresses");
+    }
+    if host_network {
+        let effect = "not enforced: its traffic is the node's";
+        spec.at("hostNetwork").with(effect).problem(Level::Note, "the pod shares its node's addresses");
+    }
+    Ok(Workload {
+        uid: uid(key, root),
+        namespace: key.namespace.clone().unwrap_or_default(),
+        name: key.name.clone(),
+        labels: labels::of(root)?,
+        service_account: service_account.unwrap_or_else(|| "default".to_owned()),
+        node,
+        addresses,
+        named_ports: named_ports(&spec)?,
+        host_network,
+        terminating: root.find("metadata").is_some_and(|metadata| metadata.find("deletionTimestamp").is_some()),
+        ended,
+    })
+}
+
+/// `status.podIPs`, or `status.podIP` where only that is there.
+fn addresses(status: &Field<'_>) -> Result<Vec<IpAddr>, Unreadable> {
+    let fields = match status.find("podIPs") {
+        Some(list) => list.list()?.iter().map(|item| item.at("ip")).collect(),
+        None => Vec::new(),
+    };
+    let fields = if fields.is_empty() { status.find("podIP").into_iter().collect() } else { fields };
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for field in fields {
+        let text = field.text()?;
+        if text.is_empty() {
+            continue;
+        }
+        let address = text.parse::<IpAddr>().map_err(|_| field.bad("must be an IP address"))?.to_canonical();
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Ports with names of the containers, and of init containers that keep running (`restartPolicy: Always`).
+fn named_ports(spec: &Field<'_>) -> Result<BTreeSet<NamedPort>, Unreadable> {
+    let mut ports = BTreeSet::new();
+    for (name, sidecars_only) in [("containers", false), ("initContainers", true)] {
+        let Some(list) = spec.find(name) else { continue };
+        for container in list.list()? {
+            let restart = container.find("restartPolicy").map(|field| field.text()).transpose()?;
+            if sidecars_only && restart != Some("Always") {
+                continue;
+            }
+            let Some(list) = container.find("ports") else { continue };
+            for port in list.list()? {
+                let Some(name) = port.find("name") else { continue };
+                let protocol = match port.find("protocol").map(|field| field.text()).transpose()?.unwrap_or("TCP") {
+                    "TCP" => 6,
+                    "UDP" => 17,
+                    "SCTP" => 132,
+                    _ => return Err(port.at("protocol").bad("must be TCP, UDP or SCTP")),
+                };
+                let number = port.at("containerPort").number(65_535)?;
+                ports.insert(NamedPort { name: name.text()?.to_owned(), protocol, port: number });
+            }
+        }
+    }
+    Ok(ports)
+}
+
+impl Workload {
+    /// The labels that selectors see: the pod's own and those that Calico gives every pod.
+    pub fn selector_labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        for (key, value) in [
+            ("projectcalico.org/namespace", self.namespace.as_str()),
+            ("projectcalico.org/orchestrator", "k8s"),
+            ("projectcalico.org/serviceaccount", self.service_account.as_str()),
+        ] {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        labels
+    }
+}

@@ -1,0 +1,347 @@
+//! What is true now: takes objects one change at a time and keeps the [`World`] that they amount to.
+//!
+//! Invariant: the world depends on the objects held, not on the order they came in; one change costs in proportion to
+//! what it touches (at most the number of policies, never the number of pods). Reading files and watching an API
+//! server are not here.
+
+mod address;
+mod key;
+mod place;
+
+pub use key::{ObjectKey, objects_of};
+
+use crate::lower::{self, Lowered};
+use crate::model::{Labels, Node, Policy, Problem, Tier, Workload, World};
+use address::Claims;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// An object as it was written, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// The whole object.
+    pub value: serde_json::Value,
+    /// Where it was found, such as `dir/file.yaml, document 2`, or the API server's name.
+    pub origin: String,
+}
+
+/// Something that happened to the facts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// An object is there, or has changed. A `List` must have been flattened with [`objects_of`].
+    Apply(Object),
+    /// An object is gone.
+    Delete(ObjectKey),
+    /// All addresses of this node's own interfaces.
+    LocalAddresses(BTreeSet<IpAddr>),
+}
+
+/// A part of the world that a change has altered. `before` and `after` always differ, and at least one is there.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the fields are what they are called: the fact's name, and the fact before and after")]
+pub enum Touched {
+    /// A pod. Where both are there, they have the same UID.
+    Workload { before: Option<Arc<Workload>>, after: Option<Arc<Workload>> },
+    /// A namespace's labels.
+    Namespace { name: String, before: Option<Labels>, after: Option<Labels> },
+    /// A node.
+    Node { before: Option<Arc<Node>>, after: Option<Arc<Node>> },
+    /// A service account's labels.
+    ServiceAccount { namespace: String, name: String, before: Option<Labels>, after: Option<Labels> },
+    /// This node's own addresses.
+    LocalAddresses { before: BTreeSet<IpAddr>, after: BTreeSet<IpAddr> },
+    /// A policy, as it stands in its tier.
+    Policy { before: Option<Arc<Policy>>, after: Option<Arc<Policy>> },
+    /// Tiers came, went or changed their order or default.
+    Tiers,
+}
+
+/// What an object amounts to.
+#[derive(Clone, Debug, PartialEq)]
+enum Fact {
+    Workload(Arc<Workload>),
+    Namespace(Labels),
+    Node(Arc<Node>),
+    ServiceAccount(Labels),
+    /// As lowered; the tier's existence is looked at when it is placed.
+    Policy(Arc<Policy>),
+    Tier(Tier),
+}
+
+/// One object held.
+#[derive(Debug, Default)]
+struct Entry {
+    fact: Option<Fact>,
+    problems: Vec<Problem>,
+}
+
+/// The facts at one moment.
+#[derive(Debug)]
+pub struct Store {
+    world: World,
+    entries: BTreeMap<ObjectKey, Entry>,
+    /// Problems of documents that name no object, by origin.
+    nameless: BTreeMap<String, Problem>,
+    /// Which pods carry a UID; more than one is a fault.
+    uids: BTreeMap<String, BTreeSet<ObjectKey>>,
+    claims: Claims,
+}
+
+impl Store {
+    /// An empty store of the node with this name.
+    pub fn new(node: &str) -> Self {
+        let mut world = World { node: node.to_owned(), ..World::default() };
+        world.tiers = place::arrange(std::iter::empty(), std::iter::empty());
+        Self {
+            world,
+            entries: BTreeMap::new(),
+            nameless: BTreeMap::new(),
+            uids: BTreeMap::new(),
+            claims: Claims::default(),
+        }
+    }
+
+    /// All facts and policies as they stand.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Takes one change and says what it has altered; nothing, if it states what is known already.
+    pub fn apply(&mut self, change: Change) -> Vec<Touched> {
+        match change {
+            Change::Apply(object) => self.put(&object),
+            Change::Delete(key) => match self.entries.remove(&key) {
+                Some(entry) => self.replace(&key, entry.fact, None),
+                None => Vec::new(),
+            },
+            Change::LocalAddresses(after) => {
+                let after: BTreeSet<IpAddr> = after.iter().map(IpAddr::to_canonical).collect();
+                if after == self.world.local_addresses {
+                    return Vec::new();
+                }
+                let before = std::mem::replace(&mut self.world.local_addresses, after.clone());
+                vec![Touched::LocalAddresses { before, after }]
+            }
+        }
+    }
+
+    /// Everything in the input that is not honoured, sorted and without repetition.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut all: BTreeSet<Problem> =
+            self.entries.values().flat_map(|entry| entry.problems.iter().cloned()).collect();
+        all.extend(self.nameless.values().cloned());
+        all.extend(self.shared_uids());
+        all.extend(self.claims.problems(&self.world));
+        all.extend(place::problems(&self.world.tiers));
+        all.into_iter().collect()
+    }
+
+    fn put(&mut self, object: &Object) -> Vec<Touched> {
+        let key = match ObjectKey::of(&object.value) {
+            Ok(key) => key,
+            Err(mut problem) => {
+                problem.object.clone_from(&object.origin);
+                self.nameless.insert(object.origin.clone(), problem);
+                return Vec::new();
+            }
+        };
+        self.nameless.remove(&object.origin);
+        let (lowered, problems) = lower::object(&key, &object.value);
+        let entry = self.entries.entry(key.clone()).or_default();
+        entry.problems = problems;
+        let after = match lowered {
+            Lowered::Workload(workload) => Some(Fact::Workload(Arc::new(workload))),
+            Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
+            Lowered::Node(node) => Some(Fact::Node(Arc::new(node))),
+            Lowered::ServiceAccount(labels) => Some(Fact::ServiceAccount(labels)),
+            Lowered::Policy(policy) => Some(Fact::Policy(Arc::new(policy))),
+            Lowered::Tier(tier) => Some(Fact::Tier(tier)),
+            // What was good before goes on to hold: an edit that cannot be read must not open anything.
+            Lowered::Unreadable => return Vec::new(),
+            Lowered::Nothing => None,
+        };
+        if entry.fact == after {
+            if after.is_none() && entry.problems.is_empty() {
+                self.entries.remove(&key);
+            }
+            return Vec::new();
+        }
+        let before = std::mem::replace(&mut entry.fact, after.clone());
+        self.replace(&key, before, after)
+    }
+
+    /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
+    fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
+        let mut touched = Vec::new();
+        match (before, after) {
+            (None, None) => {}
+            (Some(Fact::Policy(before)), after) => {
+                let after = if let Some(Fact::Policy(policy)) = after { Some(policy) } else { None };
+                touched.extend(place::replace(&mut self.world.tiers, Some(&before), after));
+            }
+            (None, Some(Fact::Policy(after))) => {
+                touched.extend(place::replace(&mut self.world.tiers, None, Some(after)))
+            }
+            (Some(Fact::Tier(_)), _) | (None, Some(Fact::Tier(_))) => touched = self.rearrange(),
+            (before, after) => self.replace_object(key, before, after, &mut touched),
+        }
+        touched
+    }
+
+    fn replace_object(
+        &mut self,
+        key: &ObjectKey,
+        before: Option<Fact>,
+        after: Option<Fact>,
+        touched: &mut Vec<Touched>,
+    ) {
+        let kind = before.as_ref().or(after.as_ref());
+        match kind {
+            Some(Fact::Workload(_)) => {
+                let before = before.and_then(Fact::workload);
+                let after = after.and_then(Fact::workload);
+                let uids: BTreeSet<String> = before.iter().chain(&after).map(|workload| workload.uid.clone()).collect();
+                for uid in &uids {
+                    let claimed = after.as_ref().is_some_and(|after| after.uid == *uid);
+                    let holders = self.uids.entry(uid.clone()).or_default();
+                    if claimed {
+                        holders.insert(key.clone());
+                    } else {
+                        holders.remove(key);
+                    }
+                    if holders.is_empty() {
+                        self.uids.remove(uid);
+                    }
+                }
+                self.settle(&uids, before.as_ref().map(|before| (key, before)), touched);
+            }
+            Some(Fact::Namespace(_)) => {
+                let after = after.and_then(Fact::labels);
+                touched.push(Touched::Namespace {
+                    name: key.name.clone(),
+                    before: before.and_then(Fact::labels),
+                    after: after.clone(),
+                });
+                match after {
+                    Some(labels) => self.world.namespaces.insert(key.name.clone(), labels),
+                    None => self.world.namespaces.remove(&key.name),
+                };
+            }
+            Some(Fact::ServiceAccount(_)) => {
+                let namespace = key.namespace.clone().unwrap_or_default();
+                let after = after.and_then(Fact::labels);
+                touched.push(Touched::ServiceAccount {
+                    namespace: namespace.clone(),
+                    name: key.name.clone(),
+                    before: before.and_then(Fact::labels),
+                    after: after.clone(),
+                });
+                let place = (namespace, key.name.clone());
+                match after {
+                    Some(labels) => self.world.service_accounts.insert(place, labels),
+                    None => self.world.service_accounts.remove(&place),
+                };
+            }
+            Some(Fact::Node(_)) => {
+                let after = after.and_then(Fact::node);
+                let before = before.and_then(Fact::node);
+                self.claims.replace_node(before.as_deref(), after.as_deref());
+                match &after {
+                    Some(node) => self.world.nodes.insert(key.name.clone(), Arc::clone(node)),
+                    None => self.world.nodes.remove(&key.name),
+                };
+                touched.push(Touched::Node { before, after });
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings the world's workloads in line with who carries these UIDs. A UID that several pods carry names none of
+    /// them, so each of those goes under a number made of its name.
+    fn settle(
+        &mut self,
+        uids: &BTreeSet<String>,
+        gone: Option<(&ObjectKey, &Arc<Workload>)>,
+        touched: &mut Vec<Touched>,
+    ) {
+        let mut want: BTreeMap<String, Option<Arc<Workload>>> = BTreeMap::new();
+        if let Some((key, workload)) = gone {
+            want.insert(workload.uid.clone(), None);
+            want.insert(lower::made_uid(key), None);
+        }
+        for uid in uids {
+            let holders = self.uids.get(uid);
+            let alone = holders.is_some_and(|holders| holders.len() == 1);
+            want.entry(uid.clone()).or_default();
+            for key in holders.into_iter().flatten() {
+                let Some(Fact::Workload(workload)) = self.entries.get(key).and_then(|entry| entry.fact.as_ref()) else {
+                    continue;
+                };
+                let made = lower::made_uid(key);
+                if alone {
+                    want.entry(made).or_default();
+                    want.insert(uid.clone(), Some(Arc::clone(workload)));
+                } else {
+                    want.insert(made.clone(), Some(Arc::new(Workload { uid: made, ..Workload::clone(workload) })));
+                }
+            }
+        }
+        // Two passes, so that a UID's old holder is gone before anything new is told.
+        for (uid, after) in want {
+            let before = self.world.workloads.get(&uid).cloned();
+            if before == after {
+                continue;
+            }
+            self.claims.replace_pod(before.as_deref(), after.as_deref());
+            match &after {
+                Some(workload) => self.world.workloads.insert(uid, Arc::clone(workload)),
+                None => self.world.workloads.remove(&uid),
+            };
+            touched.push(Touched::Workload { before, after });
+        }
+        touched.sort_by_key(|touch| matches!(touch, Touched::Workload { after: Some(_), .. }));
+    }
+
+    /// Sorts all policies into the tiers anew, after tiers have changed.
+    fn rearrange(&mut self) -> Vec<Touched> {
+        let facts = || self.entries.values().filter_map(|entry| entry.fact.as_ref());
+        let tiers = facts().filter_map(|fact| if let Fact::Tier(tier) = fact { Some(tier.clone()) } else { None });
+        let policies =
+            facts().filter_map(|fact| if let Fact::Policy(policy) = fact { Some(Arc::clone(policy)) } else { None });
+        let after = place::arrange(tiers, policies);
+        let before = std::mem::replace(&mut self.world.tiers, after);
+        place::difference(&before, &self.world.tiers)
+    }
+
+    fn shared_uids(&self) -> impl Iterator<Item = Problem> {
+        self.uids.iter().filter(|(_, holders)| holders.len() > 1).flat_map(|(uid, holders)| {
+            let names: Vec<String> = holders.iter().map(ToString::to_string).collect();
+            holders.iter().map(move |key| Problem {
+                level: crate::model::Level::Warning,
+                object: key.to_string(),
+                field: "metadata.uid".to_owned(),
+                value: uid.clone(),
+                what: format!("several pods carry this UID: {}", names.join(", ")),
+                effect: "each goes under a number made of its namespace and name".to_owned(),
+            })
+        })
+    }
+}
+
+impl Fact {
+    fn workload(self) -> Option<Arc<Workload>> {
+        if let Self::Workload(workload) = self { Some(workload) } else { None }
+    }
+
+    fn node(self) -> Option<Arc<Node>> {
+        if let Self::Node(node) = self { Some(node) } else { None }
+    }
+
+    fn labels(self) -> Option<Labels> {
+        match self {
+            Self::Namespace(labels) | Self::ServiceAccount(labels) => Some(labels),
+            _ => None,
+        }
+    }
+}

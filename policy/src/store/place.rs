@@ -1,0 +1,196 @@
+//! Where tiers and policies stand in the evaluation, and what is undefined about it.
+
+use super::Touched;
+use crate::model::{DefaultDecider, Level, Order, Policy, PolicyKind, Problem, Rules, Tier, TierDefault};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Tiers that are always there. The numbers are those of Calico's own kube-admin, default and kube-baseline tiers.
+pub(crate) const BUILT_IN: [(&str, f64, TierDefault); 3] = [
+    ("admin", 1_000.0, TierDefault::Pass),
+    ("default", 1_000_000.0, TierDefault::Deny),
+    ("baseline", 10_000_000.0, TierDefault::Pass),
+];
+
+pub(super) type Tiers = Vec<(Tier, Vec<Arc<Policy>>)>;
+
+/// A tier that policies name but nobody has defined goes before all others: its rank is unknown, so is what it passes.
+fn unknown_tier(name: &str) -> String {
+    format!("unknown tier {name}")
+}
+
+fn rank(tier: &Tier) -> (bool, bool, Option<Order>, &str) {
+    (!tier.name.starts_with("unknown tier "), tier.order.is_none(), tier.order, &tier.name)
+}
+
+/// Policies without order come last; ties go by kind, namespace and name, which no API defines.
+fn by_evaluation(a: &Policy, b: &Policy) -> Ordering {
+    let key = |policy: &Policy| (policy.order.is_none(), policy.order);
+    let name =
+        |policy: &Policy| (policy.reference.kind, policy.reference.namespace.clone(), policy.reference.name.clone());
+    key(a).cmp(&key(b)).then_with(|| name(a).cmp(&name(b)))
+}
+
+/// The policy as it stands: one whose tier is not there is closed in its directions.
+fn placed(policy: Arc<Policy>, known: bool) -> Arc<Policy> {
+    if known {
+        return policy;
+    }
+    let close = |rules: &Rules| match rules {
+        Rules::List(_) => Rules::Closed(DefaultDecider::UnreadablePolicy),
+        other => other.clone(),
+    };
+    Arc::new(Policy {
+        tier: unknown_tier(&policy.tier),
+        ingress: close(&policy.ingress),
+        egress: close(&policy.egress),
+        ..Policy::clone(&policy)
+    })
+}
+
+/// All tiers and policies in evaluation order. A given tier of a built-in name changes nothing.
+pub(super) fn arrange(tiers: impl Iterator<Item = Tier>, policies: impl Iterator<Item = Arc<Policy>>) -> Tiers {
+    let mut all: BTreeMap<String, Tier> = tiers.map(|tier| (tier.name.clone(), tier)).collect();
+    for (name, order, default) in BUILT_IN {
+        all.insert(name.to_owned(), Tier { name: name.to_owned(), order: Some(Order(order)), default });
+    }
+    let mut arranged: Tiers = all.into_values().map(|tier| (tier, Vec::new())).collect();
+    arranged.sort_by(|(a, _), (b, _)| rank(a).cmp(&rank(b)));
+    for policy in policies {
+        insert(&mut arranged, policy);
+    }
+    arranged
+}
+
+fn position(tiers: &Tiers, name: &str) -> Option<usize> {
+    tiers.iter().position(|(tier, _)| tier.name == name)
+}
+
+/// Puts a policy in its place; true if that made a tier.
+fn insert(tiers: &mut Tiers, policy: Arc<Policy>) -> (Arc<Policy>, bool) {
+    let known = position(tiers, &policy.tier).is_some();
+    let policy = placed(policy, known);
+    let (at, made) = match position(tiers, &policy.tier) {
+        Some(at) => (at, false),
+        None => {
+            let tier = Tier { name: policy.tier.clone(), order: None, default: TierDefault::Pass };
+            let at = tiers.partition_point(|(other, _)| rank(other) < rank(&tier));
+            tiers.insert(at, (tier, Vec::new()));
+            (at, true)
+        }
+    };
+    let list = &mut tiers[at].1;
+    let place = list.partition_point(|other| by_evaluation(other, &policy) == Ordering::Less);
+    list.insert(place, Arc::clone(&policy));
+    (policy, made)
+}
+
+/// Takes a policy (as lowered) out of its place; true if that removed a tier.
+fn remove(tiers: &mut Tiers, policy: &Policy) -> Option<(Arc<Policy>, bool)> {
+    let unknown = unknown_tier(&policy.tier);
+    for name in [&policy.tier, &unknown] {
+        let Some(at) = position(tiers, name) else { continue };
+        let list = &mut tiers[at].1;
+        let place = list.partition_point(|other| by_evaluation(other, policy) == Ordering::Less);
+        let found = list.get(place).is_some_and(|other| by_evaluation(other, policy) == Ordering::Equal);
+        debug_assert!(found, "a policy that was placed is found again");
+        if !found {
+            continue;
+        }
+        let policy = list.remove(place);
+        let emptied = list.is_empty() && *name == unknown;
+        if emptied {
+            tiers.remove(at);
+        }
+        return Some((policy, emptied));
+    }
+    None
+}
+
+/// Replaces one policy (both as lowered) and tells what that altered.
+pub(super) fn replace(tiers: &mut Tiers, before: Option<&Policy>, after: Option<Arc<Policy>>) -> Vec<Touched> {
+    let removed = before.and_then(|before| remove(tiers, before));
+    let inserted = after.map(|after| insert(tiers, after));
+    let made = inserted.as_ref().is_some_and(|(_, made)| *made);
+    let emptied = removed.as_ref().is_some_and(|(_, emptied)| *emptied);
+    let before = removed.map(|(policy, _)| policy);
+    let after = inserted.map(|(policy, _)| policy);
+    let mut touched = Vec::new();
+    let same_tier = before.as_ref().map(|policy| &policy.tier) == after.as_ref().map(|policy| &policy.tier);
+    if (made || emptied) && !(made && emptied && same_tier) {
+        touched.push(Touched::Tiers);
+    }
+    if before != after {
+        touched.push(Touched::Policy { before, after });
+    }
+    touched
+}
+
+/// What differs between two arrangements.
+pub(super) fn difference(before: &Tiers, after: &Tiers) -> Vec<Touched> {
+    let mut touched = Vec::new();
+    if !before.iter().map(|(tier, _)| tier).eq(after.iter().map(|(tier, _)| tier)) {
+        touched.push(Touched::Tiers);
+    }
+    let index = |tiers: &Tiers| -> BTreeMap<_, Arc<Policy>> {
+        let policies = tiers.iter().flat_map(|(_, policies)| policies);
+        policies.map(|policy| (Arc::clone(&policy.reference), Arc::clone(policy))).collect()
+    };
+    let (before, after) = (index(before), index(after));
+    // A change of tiers keeps the set of policies, so those of `after` are all.
+    for (reference, policy) in &after {
+        let before = before.get(reference);
+        if before != Some(policy) {
+            touched.push(Touched::Policy { before: before.cloned(), after: Some(Arc::clone(policy)) });
+        }
+    }
+    touched
+}
+
+/// Ties that the APIs leave undefined, and policies whose tier is not there.
+pub(super) fn problems(tiers: &Tiers) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for pair in tiers.windows(2) {
+        let (Some(order), true) = (pair[0].0.order, pair[0].0.order == pair[1].0.order) else { continue };
+        problems.push(Problem {
+            level: Level::Note,
+            object: format!("Tier/{}", pair[1].0.name),
+            field: "spec.order".to_owned(),
+            value: order.0.to_string(),
+            what: format!("tier {} has the same order, and the API does not say which goes first", pair[0].0.name),
+            effect: format!("{} goes first, by name", pair[0].0.name),
+        });
+    }
+    for (tier, policies) in tiers {
+        for same in policies.chunk_by(|a, b| a.order.is_some() && a.order == b.order) {
+            for pair in same.windows(2) {
+                if pair.iter().all(|policy| policy.reference.kind == PolicyKind::NetworkPolicy) {
+                    continue;
+                }
+                problems.push(Problem {
+                    level: Level::Note,
+                    object: pair[1].reference.to_string(),
+                    field: "spec.order".to_owned(),
+                    value: pair[1].order.map(|order| order.0.to_string()).unwrap_or_default(),
+                    what: format!(
+                        "{} has the same order in tier {}, and the API does not say which goes first",
+                        pair[0].reference, tier.name
+                    ),
+                    effect: format!("{} goes first, by kind, namespace and name", pair[0].reference),
+                });
+            }
+        }
+        if let Some(name) = tier.name.strip_prefix("unknown tier ") {
+            problems.extend(policies.iter().map(|policy| Problem {
+                level: Level::Warning,
+                object: policy.reference.to_string(),
+                field: "spec.tier".to_owned(),
+                value: name.to_owned(),
+                what: "there is no such tier".to_owned(),
+                effect: "denies everything for its subjects in its directions, before all other tiers".to_owned(),
+            }));
+        }
+    }
+    problems
+}
