@@ -3,5 +3,7 @@
 //! Invariant: no IO, no clock, no kernel; the same facts give the same image, whatever the order they came in.
 
 mod lower;
+pub mod manifest;
 pub mod model;
+pub mod oracle;
 pub mod store;
