@@ -62,6 +62,10 @@ pub struct FlowValue {
     pub flags: u32,
     /// Judged port: destination port of the original direction in host order, or ICMP type << 8 | code.
     pub port: u32,
+    /// Through which device packets to the pod were found to come rightly: interface index + 1 (1: made on this node), 0: not seen yet.
+    pub arrives_by: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
 
 /// A packet went in the original direction.
@@ -119,7 +123,7 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification field, host byte order.
     pub identification: u32,
-    /// IP protocol number, with `KEY_*` bits for the hook.
+    /// IPv4: protocol number; IPv6: 0. With a `KEY_*` bit for the hook.
     pub protocol: u32,
 }
 
@@ -129,10 +133,10 @@ pub struct FragmentKey {
 pub struct FragmentValue {
     /// Source port << 16 | destination port, host byte order.
     pub ports: u32,
-    /// ICMP type << 8 | code, else 0.
-    pub icmp: u32,
+    /// Protocol << 16 | ICMP type << 8 | code (the latter two 0 for other protocols).
+    pub kind: u32,
     /// When the first fragment came, ns.
     pub seen_ns: u64,
 }
 
-crate::pin_size!(FlowKey = 32, FlowValue = 152, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);
+crate::pin_size!(FlowKey = 32, FlowValue = 160, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);

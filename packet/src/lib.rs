@@ -1,1 +1,14 @@
 //! Packet parsing, flow state and the decision walk; the same code runs in the kernel and on the host.
+//!
+//! Invariant: no `std`, no allocation, no recursion, bounded loops. All access to packets, maps and clocks goes through
+//! [`env::Env`]. What a packet's bytes do not plainly say is denied, never guessed.
+#![cfg_attr(not(test), no_std)]
+
+pub mod env;
+pub mod flow;
+pub mod judge;
+pub mod neighbour;
+pub mod parse;
+pub mod tell;
+pub mod walk;
+

@@ -1,0 +1,107 @@
+//! What the walk needs from its surroundings: packet bytes, maps, clock, counters.
+
+use core::ptr::NonNull;
+use reeve_abi::address::{Address, AddressValue};
+use reeve_abi::config::Config;
+use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::event::Event;
+use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+
+/// The surroundings of one packet. In the kernel a TC context with BPF maps, on the host plain collections.
+///
+/// Pointers into maps stay valid until the program ends; other CPUs may write behind them at the same time.
+pub trait Env {
+    /// Copies `N` bytes of the frame from `offset` on; false if the frame is shorter.
+    fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool;
+    /// Length of the frame in bytes, headers of all layers included.
+    fn frame_bytes(&self) -> u32;
+    /// Whether the frame carries a VLAN tag outside its bytes.
+    fn vlan(&self) -> bool;
+    /// How many packets the frame stands for on the wire (segmentation offload), at least 1.
+    fn segments(&self) -> u32;
+    /// Interface at which the program runs.
+    fn ifindex(&self) -> u32;
+    /// Interface by which the packet entered this node's stack; 0 if a local process made it.
+    fn ingress_ifindex(&self) -> u32;
+    /// `CLOCK_MONOTONIC` in ns.
+    fn now_ns(&self) -> u64;
+    /// Settings.
+    fn config(&self) -> Option<&Config>;
+    /// Copies the endpoint's value as it stands, perhaps torn; false if there is none.
+    fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool;
+    /// Owner of an exact address.
+    fn address(&self, address: &Address) -> Option<AddressValue>;
+    /// Identity of the most specific named prefix around the address.
+    fn network(&self, address: &Address) -> Option<IdentityId>;
+    /// Class of an identity.
+    fn class(&self, identity: IdentityId) -> Option<ClassId>;
+    /// Row of a policy.
+    fn peer(&self, key: &PeerKey) -> Option<PeerValue>;
+    /// Row of a port table.
+    fn port(&self, key: &PortKey) -> Option<PortValue>;
+    /// Range row of a port table.
+    fn range(&self, key: &RangeKey) -> Option<PortValue>;
+    /// Flow entry.
+    fn flow(&self, key: &FlowKey) -> Option<NonNull<FlowValue>>;
+    /// Writes a flow entry.
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool;
+    /// Denied tuple's entry.
+    fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>>;
+    /// Writes a denied tuple's entry.
+    fn put_denied(&self, key: &FlowKey, value: &DeniedValue) -> bool;
+    /// Edge row.
+    fn edge(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>>;
+    /// Writes an edge row that is not there yet; false if it is there or there is no room.
+    fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool;
+    /// Ports of a fragmented packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue>;
+    /// Remembers the ports of a fragmented packet.
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool;
+    /// Tells user space; false if the ring buffer had no room.
+    fn emit(&self, event: &Event) -> bool;
+    /// Adds one to a counter of `reeve_abi::stats`.
+    fn count(&self, stat: u32);
+    /// Adds to a counter that other CPUs add to as well.
+    fn add(&self, counter: *mut u64, amount: u64);
+}
+
+/// Where the packet crosses the pod's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// The pod sends.
+    FromPod,
+    /// The pod receives.
+    ToPod,
+}
+
+impl Hook {
+    /// Direction of a packet at this hook as the pod sees it: `DIRECTION_*`.
+    #[inline(always)]
+    pub const fn direction(self) -> u32 {
+        match self {
+            Self::FromPod => reeve_abi::endpoint::DIRECTION_EGRESS,
+            Self::ToPod => reeve_abi::endpoint::DIRECTION_INGRESS,
+        }
+    }
+
+    /// Number in events.
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::FromPod => reeve_abi::event::HOOK_FROM_POD,
+            Self::ToPod => reeve_abi::event::HOOK_TO_POD,
+        }
+    }
+}
+
+/// What happens to the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Goes on to whoever is next in the chain.
+    Continue,
+    /// Dropped.
+    Drop,
+}

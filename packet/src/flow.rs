@@ -1,0 +1,126 @@
+//! Flow keys, directions and timeouts: the state machine, without the maps.
+
+use crate::env::Hook;
+use crate::parse::{Packet, protocol, tcp};
+use reeve_abi::config::Config;
+use reeve_abi::conntrack as ct;
+use reeve_abi::conntrack::{FlowKey, FlowValue};
+use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use reeve_abi::ids::WorkloadId;
+
+/// Whether an ICMP type asks (`Some(true)`), answers (`Some(false)`) or does neither. Queries carry an identifier.
+#[inline(always)]
+pub fn icmp_query(packet: &Packet) -> Option<bool> {
+    if packet.v6 == 0 {
+        match packet.icmp_type {
+            8 | 13 | 15 | 17 => Some(true),
+            0 | 14 | 16 | 18 => Some(false),
+            _ => None,
+        }
+    } else {
+        match packet.icmp_type {
+            128 => Some(true),
+            129 => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an ICMP packet quotes the packet that it is about.
+#[inline(always)]
+pub fn icmp_error(packet: &Packet) -> bool {
+    if packet.v6 == 0 { matches!(packet.icmp_type, 3 | 4 | 5 | 11 | 12) } else { packet.icmp_type < 128 }
+}
+
+/// Key of the packet's flow at the pod's interface.
+#[inline(always)]
+pub fn key(workload: WorkloadId, hook: Hook, packet: &Packet) -> FlowKey {
+    let (remote, local_port, remote_port) = match hook {
+        Hook::FromPod => (packet.destination, packet.source_port, packet.destination_port),
+        Hook::ToPod => (packet.source, packet.destination_port, packet.source_port),
+    };
+    let mut ports = u32::from(local_port) << 16 | u32::from(remote_port);
+    let mut kind = u32::from(packet.protocol);
+    if packet.is_icmp() {
+        let from_pod = matches!(hook, Hook::FromPod);
+        match icmp_query(packet) {
+            Some(asks) => {
+                ports = u32::from(packet.icmp_id);
+                kind |= if asks == from_pod { ct::KEY_FROM_POD } else { ct::KEY_TO_POD };
+            }
+            None => {
+                ports = u32::from(packet.icmp_type) << 24 | u32::from(packet.icmp_code) << 16;
+                kind |= if from_pod { ct::KEY_FROM_POD } else { ct::KEY_TO_POD };
+            }
+        }
+    }
+    FlowKey { workload, remote, ports, protocol: kind }
+}
+
+/// Key of a denied tuple: one direction each.
+#[inline(always)]
+pub fn denied_key(key: &FlowKey, hook: Hook) -> FlowKey {
+    let side = match hook {
+        Hook::FromPod => ct::KEY_FROM_POD << 4,
+        Hook::ToPod => ct::KEY_TO_POD << 4,
+    };
+    FlowKey { protocol: key.protocol | side, ..*key }
+}
+
+/// The port that rules speak of if the packet opens a flow: destination port, or ICMP type << 8 | code.
+#[inline(always)]
+pub fn judged_port(packet: &Packet) -> u16 {
+    if packet.is_icmp() { u16::from(packet.icmp_type) << 8 | u16::from(packet.icmp_code) } else { packet.destination_port }
+}
+
+/// The other direction.
+#[inline(always)]
+pub fn opposite(direction: u32) -> u32 {
+    if direction == DIRECTION_EGRESS { DIRECTION_INGRESS } else { DIRECTION_EGRESS }
+}
+
+/// Whether the packet opens a TCP connection.
+#[inline(always)]
+pub fn is_bare_syn(packet: &Packet) -> bool {
+    packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+}
+
+/// Flow bits that a packet in the original direction (`original`) or back adds.
+#[inline(always)]
+pub fn seen(packet: &Packet, original: bool) -> u32 {
+    let mut bits = if original { ct::FLOW_SEEN_ORIGINAL } else { ct::FLOW_SEEN_REPLY };
+    if packet.protocol == protocol::TCP {
+        if packet.tcp_flags & tcp::FIN != 0 {
+            bits |= if original { ct::FLOW_FIN_ORIGINAL } else { ct::FLOW_FIN_REPLY };
+        }
+        if packet.tcp_flags & tcp::RST != 0 {
+            bits |= ct::FLOW_RST;
+        }
+    }
+    bits
+}
+
+/// Whether a TCP flow is over but for stragglers.
+#[inline(always)]
+pub fn closing(flags: u32) -> bool {
+    flags & ct::FLOW_RST != 0
+        || flags & (ct::FLOW_FIN_ORIGINAL | ct::FLOW_FIN_REPLY) == ct::FLOW_FIN_ORIGINAL | ct::FLOW_FIN_REPLY
+}
+
+/// Idle time after which a flow ends, in ns.
+#[inline(always)]
+pub fn timeout_ns(config: &Config, ip_protocol: u8, flow: &FlowValue) -> u64 {
+    let both = flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
+    if flow.verdict != reeve_abi::policy::VERDICT_ALLOW {
+        return config.tcp_opening_ns; // a cut flow is remembered so that its other side cannot revive it
+    }
+    match ip_protocol {
+        protocol::TCP if closing(flow.flags) => config.tcp_closing_ns,
+        protocol::TCP if both || flow.flags & ct::FLOW_PICKED_UP != 0 => config.tcp_established_ns,
+        protocol::TCP => config.tcp_opening_ns,
+        protocol::UDP if both => config.udp_ns,
+        protocol::UDP => config.udp_opening_ns,
+        protocol::ICMP | protocol::ICMPV6 => config.icmp_ns,
+        _ => config.other_ns,
+    }
+}
