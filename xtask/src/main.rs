@@ -1,3 +1,91 @@
-//! One door for developers and users.
+//! One door for developers and users: what is typed after `cargo xtask`, and nothing else.
 
-fn main() {}
+mod compile;
+mod demo;
+mod lint;
+mod places;
+mod process;
+mod setup;
+mod tidy;
+mod tiers;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::compile::Profile;
+use crate::places::Places;
+use crate::tiers::{JudgeOptions, Tier};
+
+/// Sets up, builds, tests and demonstrates reeve.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install or build what is missing to compile the eBPF programs and to run the demo (needs root the first time).
+    Setup,
+    /// Build everything, then show enforcement on namespaces that stand for nodes and pods (needs root).
+    Demo {
+        /// Arguments of the demo itself, such as `--keep` and `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Build the eBPF object and every binary that uses it.
+    Build {
+        /// Use the dev profile: quicker to build, slower to run.
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Run the tests: one tier, or all in order with the fast ones first.
+    Test {
+        /// Which tier; without it all of them.
+        tier: Option<Tier>,
+        /// How many random worlds the judges look at.
+        #[arg(long, value_name = "N")]
+        worlds: Option<u64>,
+        /// Where the judges' random numbers start.
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+        /// Arguments for the test programs, such as a test's name.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Check formatting, clippy, rustdoc and dependencies; warnings are errors (needs no root).
+    Lint,
+    /// Check the repository's own rules: dead files, crate edges, names, sleeps (needs no root).
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let places = Places::find()?;
+    match command {
+        Command::Setup => setup::everything(&places)?,
+        Command::Demo { arguments } => return demo::run(&places, arguments),
+        Command::Build { dev } => {
+            let profile = if *dev { Profile::Dev } else { Profile::Release };
+            compile::everything(&places, profile)?;
+        }
+        Command::Test { tier, worlds, seed, arguments } => {
+            let judges = JudgeOptions { worlds: *worlds, seed: *seed };
+            return tiers::run(&places, *tier, judges, arguments);
+        }
+        Command::Lint => lint::run(&places)?,
+        Command::Tidy => tidy::run(&places)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

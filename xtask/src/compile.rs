@@ -1,0 +1,95 @@
+//! Builds the eBPF object, and then the programs that embed or load it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::places::Places;
+use crate::process;
+use crate::setup;
+
+/// Cargo's profiles that we use for programs of the host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Debug assertions are on: a bug stops a test.
+    Dev,
+    /// As shipped.
+    Release,
+}
+
+impl Profile {
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Crates whose binaries users and tests run.
+const PROGRAMS: [&str; 3] = ["reeve-agent", "reeve", "reeve-tests"];
+
+/// The eBPF object and every program.
+pub(crate) fn everything(places: &Places, profile: Profile) -> anyhow::Result<()> {
+    bpf_object(places)?;
+    programs(places, profile, &PROGRAMS)
+}
+
+/// Programs of these packages, with the eBPF object embedded where it belongs.
+pub(crate) fn programs(places: &Places, profile: Profile, packages: &[&str]) -> anyhow::Result<()> {
+    let mut cargo = cargo_with_object(places);
+    cargo.args(["build", "--bins"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    for package in packages {
+        cargo.args(["-p", package]);
+    }
+    process::run(&mut cargo)
+}
+
+/// The host's cargo, told where the eBPF object is.
+pub(crate) fn cargo_with_object(places: &Places) -> Command {
+    let mut cargo = process::cargo();
+    cargo.current_dir(&places.root).env("REEVE_BPF_OBJECT", places.bpf_object());
+    cargo
+}
+
+/// Where cargo leaves a program.
+pub(crate) fn program(places: &Places, profile: Profile, name: &str) -> PathBuf {
+    places.target.join(profile.directory()).join(name)
+}
+
+/// Compiles the eBPF crate and copies its object to where the agent and the tests look for it.
+pub(crate) fn bpf_object(places: &Places) -> anyhow::Result<PathBuf> {
+    let tools = setup::bpf_tools(places)?;
+    let target = places.target.join("ebpf");
+    let flags =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", &format!("-Clinker={}", tools.linker.path.display())]
+            .join("\u{1f}");
+    let mut cargo = tools.compiler.cargo();
+    cargo
+        .args(["build", "--release", "--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(places.ebpf_crate())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
+    if places.ebpf_crate().join("Cargo.lock").exists() {
+        cargo.arg("--locked");
+    }
+    process::run(&mut cargo)?;
+
+    let built = target.join("bpfel-unknown-none/release/reeve-ebpf");
+    let object = places.bpf_object();
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    if !bytes.starts_with(b"\x7fELF") {
+        bail!("{} is not an ELF object", built.display());
+    }
+    // An untouched file keeps its time stamp, and what embeds it is not built again.
+    if fs::read(&object).ok().as_ref() != Some(&bytes) {
+        fs::write(&object, &bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    }
+    Ok(object)
+}

@@ -1,0 +1,23 @@
+//! Builds what ships and hands over to the demo's own program.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+
+use crate::compile::{self, Profile};
+use crate::places::Places;
+use crate::setup;
+
+/// Sets up, builds, then runs the demo; its exit code is ours.
+pub(crate) fn run(places: &Places, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    setup::need_root("the demo makes network namespaces and loads eBPF programs")?;
+    setup::lab()?;
+    compile::everything(places, Profile::Release)?;
+    let program = compile::program(places, Profile::Release, "reeve-demo");
+    let status = Command::new(&program)
+        .args(arguments)
+        .env("REEVE_AGENT", compile::program(places, Profile::Release, "reeve-agent"))
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}

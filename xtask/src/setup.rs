@@ -1,0 +1,75 @@
+//! Installs or builds what is missing, each command only the part that it needs, and says what it chose.
+
+mod compiler;
+mod linker;
+mod packages;
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::places::Places;
+use crate::process;
+
+pub(crate) use compiler::Compiler;
+pub(crate) use linker::Linker;
+
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// What the eBPF crate is compiled with.
+pub(crate) struct BpfTools {
+    pub(crate) compiler: Compiler,
+    pub(crate) linker: Linker,
+}
+
+/// Everything a developer needs.
+pub(crate) fn everything(places: &Places) -> anyhow::Result<()> {
+    bpf_tools(places)?;
+    lab()
+}
+
+/// A compiler and a linker for the eBPF crate; needs root only to install what is missing.
+pub(crate) fn bpf_tools(places: &Places) -> anyhow::Result<BpfTools> {
+    let compiler = compiler::ready()?;
+    say("eBPF compiler", &compiler.description);
+    let linker = linker::ready(places)?;
+    say("eBPF linker", &linker.description);
+    Ok(BpfTools { compiler, linker })
+}
+
+/// Programs and mounts of the lab; needs root, as the lab does.
+pub(crate) fn lab() -> anyhow::Result<()> {
+    packages::need("ip", "iproute2")?;
+    say("network namespaces", "iproute2");
+    if mounted(BPFFS, "bpf")? {
+        say("bpffs", &format!("mounted at {BPFFS}"));
+    } else {
+        need_root(&format!("{BPFFS} is not mounted"))?;
+        process::run(Command::new("mount").args(["-t", "bpf", "bpffs", BPFFS]))?;
+        say("bpffs", &format!("mounted now at {BPFFS}"));
+    }
+    Ok(())
+}
+
+/// Stops with one sentence that says what to do, unless we are root.
+pub(crate) fn need_root(because: &str) -> anyhow::Result<()> {
+    if process::is_root() {
+        return Ok(());
+    }
+    let typed: Vec<String> = std::env::args().skip(1).collect();
+    bail!("{because}, and that needs root: run `sudo -E env PATH=\"$PATH\" cargo xtask {}`", typed.join(" "))
+}
+
+fn mounted(place: &str, kind: &str) -> anyhow::Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(place) && fields.next() == Some(kind)
+    }))
+}
+
+/// One line per thing, aligned.
+fn say(thing: &str, what: &str) {
+    eprintln!("{thing:>20}  {what}");
+}

@@ -1,0 +1,45 @@
+//! Debian packages: installed when the file they bring is missing, so that a second run asks nobody.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::bail;
+
+use super::{need_root, say};
+use crate::process;
+
+/// Installs `package` unless its program is there.
+pub(super) fn need(program: &str, package: &str) -> anyhow::Result<()> {
+    if process::in_path(program).is_some() {
+        return Ok(());
+    }
+    install(&format!("the program `{program}`"), &[package])
+}
+
+/// Installs packages because `what` is missing.
+pub(super) fn install(what: &str, packages: &[&str]) -> anyhow::Result<()> {
+    let names = packages.join(" ");
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("{what} is missing: install what Debian calls {names} with this system's package manager");
+    }
+    need_root(&format!("{what} is missing (Debian packages: {names})"))?;
+    say("installing", &names);
+    if apt_get(packages).is_ok() {
+        return Ok(());
+    }
+    // The usual reason is a package list that is old or was never fetched.
+    say("refreshing", "apt's package lists");
+    process::run(Command::new("apt-get").args(["-q", "update"]).stdout(Stdio::null()))?;
+    apt_get(packages)
+}
+
+fn apt_get(packages: &[&str]) -> anyhow::Result<()> {
+    process::run(
+        Command::new("apt-get")
+            .args(["-q", "-y", "--no-install-recommends", "install"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null()),
+    )
+}

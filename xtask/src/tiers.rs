@@ -1,0 +1,141 @@
+//! The tiers of tests: what each needs, which test files it is made of, and how many passed.
+
+mod count;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use crate::compile::{self, Profile};
+use crate::places::Places;
+use crate::process;
+use crate::setup;
+
+use count::Count;
+
+/// A group of tests with the same needs, fastest first.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Tier {
+    /// Pure code; needs nothing.
+    Unit,
+    /// Each program passes the verifier and gives the right verdict for crafted packets; needs root.
+    Kernel,
+    /// Real sockets between network namespaces; needs root.
+    Netns,
+    /// Three judges agree on random worlds; needs root.
+    Judges,
+}
+
+/// What only the judges tier listens to.
+#[derive(Clone, Copy)]
+pub(crate) struct JudgeOptions {
+    pub(crate) worlds: Option<u64>,
+    pub(crate) seed: Option<u64>,
+}
+
+/// Packages whose own tests are the unit tier.
+const PURE: [&str; 7] = ["reeve-abi", "reeve-packet", "reeve-policy", "reeve-flow", "reeve-agent", "reeve", "xtask"];
+
+impl Tier {
+    /// Files in `tests/tests/`, without their extension.
+    fn test_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Unit => &["scenarios"],
+            Self::Kernel => &["kernel"],
+            Self::Netns => &["lab", "netns", "demo"],
+            Self::Judges => &["judges"],
+        }
+    }
+}
+
+/// Runs one tier or all; the very last line is `N passed, N failed`, and only if that is known.
+pub(crate) fn run(
+    places: &Places,
+    tier: Option<Tier>,
+    judges: JudgeOptions,
+    arguments: &[String],
+) -> anyhow::Result<ExitCode> {
+    let tiers = tier.as_ref().map_or(Tier::value_variants(), std::slice::from_ref);
+    let mut total = Count::default();
+    for tier in tiers {
+        run_tier(places, *tier, judges, arguments, &mut total)?;
+    }
+    if total.skipped > 0 {
+        println!("{} skipped (named above, on lines that begin with SKIP)", total.skipped);
+    }
+    println!("{total}");
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_tier(
+    places: &Places,
+    tier: Tier,
+    judges: JudgeOptions,
+    arguments: &[String],
+    total: &mut Count,
+) -> anyhow::Result<()> {
+    let present = |file: &&str| places.root.join("tests/tests").join(file).with_extension("rs").exists();
+    let files: Vec<&str> = tier.test_files().iter().copied().filter(present).collect();
+    if tier != Tier::Unit && files.is_empty() {
+        bail!("the tier {tier:?} has no test file: expected one of {:?} in tests/tests", tier.test_files());
+    }
+    println!("== {} ==", format!("{tier:?}").to_lowercase());
+    if tier == Tier::Unit {
+        let mut cargo = process::cargo();
+        cargo.current_dir(&places.root).args(["test", "--no-fail-fast"]);
+        for package in PURE {
+            cargo.args(["-p", package]);
+        }
+        count_tests(cargo.arg("--").args(arguments), total)?;
+        return count_tests(&mut lab_tests(process::cargo(), places, &files, arguments, &["--lib"]), total);
+    }
+
+    setup::need_root("tests of this tier load eBPF programs or make network namespaces")?;
+    setup::lab()?;
+    compile::bpf_object(places)?;
+    if matches!(tier, Tier::Netns) {
+        compile::programs(places, Profile::Dev, &["reeve-agent", "reeve", "reeve-tests"])?;
+    }
+    let mut cargo = compile::cargo_with_object(places);
+    cargo.env("REEVE_AGENT", compile::program(places, Profile::Dev, "reeve-agent"));
+    for (name, value) in [("REEVE_WORLDS", judges.worlds), ("REEVE_SEED", judges.seed)] {
+        if let Some(value) = value {
+            cargo.env(name, value.to_string());
+        }
+    }
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        // More at a time only compete for the kernel's network configuration lock and make deadlines unfair.
+        cargo.env("RUST_TEST_THREADS", "2");
+    }
+    count_tests(&mut lab_tests(cargo, places, &files, arguments, &[]), total)
+}
+
+fn lab_tests(mut cargo: Command, places: &Places, files: &[&str], arguments: &[String], targets: &[&str]) -> Command {
+    cargo.current_dir(&places.root).args(["test", "--no-fail-fast", "-p", "reeve-tests"]).args(targets);
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    cargo.arg("--").args(arguments);
+    cargo
+}
+
+/// Runs `cargo test`, shows what it prints as it comes, and counts.
+fn count_tests(cargo: &mut Command, total: &mut Count) -> anyhow::Result<()> {
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut lines = BufReader::new(child.stdout.take().expect("standard output was piped"));
+    let mut count = Count::default();
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        std::io::stdout().write_all(&line)?;
+        count.read(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    let status = child.wait()?;
+    if !status.success() && count.failed == 0 {
+        bail!("cargo test stopped before every test was run ({status}), so there is no count");
+    }
+    *total += count;
+    Ok(())
+}
