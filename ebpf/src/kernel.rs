@@ -1,0 +1,163 @@
+//! The walk's surroundings in the kernel: a TC context and BPF maps.
+
+use crate::maps;
+use aya_ebpf::bindings::{BPF_F_CURRENT_CPU, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, generated};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::ptr::NonNull;
+use reeve_abi::address::{Address, AddressValue};
+use reeve_abi::config::Config;
+use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::event::Event;
+use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_packet::env::Env;
+
+const _: u64 = BPF_F_CURRENT_CPU as u64;
+const BPF_NOEXIST: u64 = 1;
+
+/// One run of a program.
+pub struct Kernel<'a> {
+    /// Its packet.
+    pub ctx: &'a TcContext,
+}
+
+impl Kernel<'_> {
+    #[inline(always)]
+    fn skb(&self) -> &aya_ebpf::bindings::__sk_buff {
+        // SAFETY: the kernel passes a valid context for the whole run.
+        unsafe { &*self.ctx.skb.skb }
+    }
+}
+
+impl Env for Kernel<'_> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        // SAFETY: `into` has N bytes; the helper copies from linear and paged parts alike, or fails whole.
+        unsafe { generated::bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0 }
+    }
+    #[inline(always)]
+    fn frame_bytes(&self) -> u32 {
+        self.skb().len
+    }
+    #[inline(always)]
+    fn vlan(&self) -> bool {
+        self.skb().vlan_present != 0
+    }
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        let segments = self.skb().gso_segs;
+        if segments == 0 { 1 } else { segments }
+    }
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.skb().ifindex
+    }
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        self.skb().ingress_ifindex
+    }
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        maps::CONFIG.get(0)
+    }
+    #[inline(always)]
+    fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool {
+        let Some(found) = maps::ENDPOINTS.get_ptr(&ifindex) else { return false };
+        // SAFETY: valid for the run; it may change meanwhile, which the caller checks: volatile, so that it is read
+        // once and in one piece of code.
+        *into = unsafe { found.read_volatile() };
+        true
+    }
+    #[inline(always)]
+    fn address(&self, address: &Address) -> Option<AddressValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::ADDRESSES.get(address) }.copied()
+    }
+    #[inline(always)]
+    fn network(&self, address: &Address) -> Option<IdentityId> {
+        maps::NETWORKS.get(&Key::new(128, address.0)).map(|v| v.identity)
+    }
+    #[inline(always)]
+    fn class(&self, identity: IdentityId) -> Option<ClassId> {
+        // SAFETY: copied at once.
+        unsafe { maps::CLASSES.get(&identity.0) }.map(|v| v.class)
+    }
+    #[inline(always)]
+    fn peer(&self, key: &PeerKey) -> Option<PeerValue> {
+        // SAFETY: copied at once; rows are content-addressed and never rewritten with another meaning.
+        unsafe { maps::PEERS.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<PortValue> {
+        // SAFETY: as for `peer`.
+        unsafe { maps::PORTS.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn range(&self, key: &RangeKey) -> Option<PortValue> {
+        let mut data = [0u8; 12];
+        data[..8].copy_from_slice(&key.table);
+        data[8..10].copy_from_slice(&key.protocol_be);
+        data[10..].copy_from_slice(&key.port_be);
+        maps::RANGES.get(&Key::new(key.prefix_bits, data)).copied()
+    }
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<NonNull<FlowValue>> {
+        maps::FLOWS.get_ptr_mut(key).and_then(NonNull::new)
+    }
+    #[inline(always)]
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
+        maps::FLOWS.insert(key, value, 0).is_ok()
+    }
+    #[inline(always)]
+    fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>> {
+        maps::DENIED.get_ptr_mut(key).and_then(NonNull::new)
+    }
+    #[inline(always)]
+    fn put_denied(&self, key: &FlowKey, value: &DeniedValue) -> bool {
+        maps::DENIED.insert(key, value, 0).is_ok()
+    }
+    #[inline(always)]
+    fn edge(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>> {
+        maps::EDGES.get_ptr_mut(key).and_then(NonNull::new)
+    }
+    #[inline(always)]
+    fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
+        maps::EDGES.insert(key, value, BPF_NOEXIST).is_ok()
+    }
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        maps::FRAGMENTS.insert(key, value, 0).is_ok()
+    }
+    #[inline(always)]
+    fn emit(&self, event: &Event) -> bool {
+        // The agent polls every few milliseconds: waking it costs 200 times as much as the record.
+        maps::EVENTS.output::<Event>(event, BPF_RB_NO_WAKEUP as u64).is_ok()
+    }
+    #[inline(always)]
+    fn count(&self, stat: u32) {
+        if let Some(counter) = maps::STATS.get_ptr_mut(stat) {
+            // SAFETY: per CPU, and bottom halves are disabled.
+            unsafe { *counter += 1 }
+        }
+    }
+    #[inline(always)]
+    fn add(&self, counter: *mut u64, amount: u64) {
+        // SAFETY: the walk passes fields of map values that are valid for the run.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
+    }
+}

@@ -1,0 +1,59 @@
+//! The maps. The agent writes those of the first group (one writer each: its reconciler), the programs the others.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use reeve_abi::address::{Address, AddressValue, NetworkValue};
+use reeve_abi::config::Config;
+use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue};
+use reeve_packet::walk::Scratch;
+
+/// Interface index -> endpoint.
+#[map]
+pub static ENDPOINTS: HashMap<u32, EndpointValue> = HashMap::with_max_entries(4_096, 0);
+/// Exact address -> owner.
+#[map]
+pub static ADDRESSES: HashMap<Address, AddressValue> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+/// Prefix -> identity.
+#[map]
+pub static NETWORKS: LpmTrie<[u8; 16], NetworkValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// Identity -> class.
+#[map]
+pub static CLASSES: HashMap<u64, ClassValue> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+/// (policy, class) -> decision or table.
+#[map]
+pub static PEERS: HashMap<PeerKey, PeerValue> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+/// (table, protocol, port) -> decision.
+#[map]
+pub static PORTS: HashMap<PortKey, PortValue> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+/// (table, protocol, port prefix) -> decision.
+#[map]
+pub static RANGES: LpmTrie<[u8; 12], PortValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// Settings.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Flows.
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(131_072, 0);
+/// Denied tuples.
+#[map]
+pub static DENIED: LruHashMap<FlowKey, DeniedValue> = LruHashMap::with_max_entries(32_768, 0);
+/// Ports of fragmented packets.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8_192, 0);
+/// Exact counts.
+#[map]
+pub static EDGES: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// What happened, for user space.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);
+/// Counters.
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reeve_abi::stats::COUNT, 0);
+/// Working memory, one per CPU.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
