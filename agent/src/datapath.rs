@@ -1,0 +1,17 @@
+//! Everything that touches the kernel's eBPF side: load, attach, read and write maps. The only part that knows aya.
+
+pub mod attach;
+pub mod load;
+pub mod maps;
+mod syscall;
+
+pub use attach::Attachments;
+pub use load::{Adopted, LoadError, Loaded, Pins};
+pub use maps::{MapError, Maps, Table};
+
+/// The compiled programs that this binary was built with; empty without `REEVE_BPF_OBJECT` at build time.
+pub fn embedded_object() -> &'static [u8] {
+    EMBEDDED
+}
+
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reeve-ebpf.o"));

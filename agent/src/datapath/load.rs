@@ -1,0 +1,310 @@
+//! Loads the programs, with the maps that are pinned already or new ones.
+
+use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
+use aya::maps::{Map, MapData, MapInfo, RingBuf};
+use aya::programs::{Program, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::Pod;
+use reeve_abi::config::Config;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// Program at TC ingress of a pod's host-side device.
+pub const FROM_POD: &str = "reeve_from_pod";
+/// Program at TC egress of a pod's host-side device.
+pub const TO_POD: &str = "reeve_to_pod";
+
+/// Loading failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentence of each variant says it")]
+pub enum LoadError {
+    #[error("this binary was built without its eBPF object: build it with `cargo xtask build`")]
+    NoObject,
+    #[error("the eBPF object cannot be read: {what}")]
+    Object { what: String },
+    #[error("the programs or maps cannot be loaded")]
+    Kernel(#[source] Box<aya::EbpfError>),
+    #[error("program {name} cannot be loaded")]
+    Program {
+        name: &'static str,
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error("the eBPF object has no {kind} {name}")]
+    Missing { kind: &'static str, name: &'static str },
+    #[error("map {name}: found {found}, expected {expected}")]
+    Shape { name: &'static str, found: String, expected: String },
+    #[error("{path}: {what}")]
+    Pin {
+        path: PathBuf,
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("map {name}")]
+    Map {
+        name: &'static str,
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    #[error(transparent)]
+    Element(#[from] super::maps::MapError),
+}
+
+/// Where maps come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Pins<'a> {
+    /// New maps that vanish with the process (tests, benches).
+    None,
+    /// Pinned in this directory; what is there is adopted.
+    Directory(&'a Path),
+}
+
+/// The programs, loaded, and their maps.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The maps.
+    pub maps: Maps,
+    pub(super) programs: Ebpf,
+    events: Option<RingBuf<MapData>>,
+    /// Maps whose pin had another shape and was moved away.
+    pub replaced_maps: Vec<&'static str>,
+    /// Whether policy maps were found pinned.
+    pub adopted: Adopted,
+}
+
+/// What was found at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopted {
+    /// The maps are new.
+    Nothing,
+    /// An earlier agent's maps with the same layout.
+    Maps,
+}
+
+impl Loaded {
+    /// Loads `object` with `max_entries` of the named maps replaced.
+    pub fn load(object: &[u8], pins: Pins<'_>, capacities: &BTreeMap<String, u32>) -> Result<Self, LoadError> {
+        if object.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        let mut replaced = Vec::new();
+        let mut adopted = Adopted::Nothing;
+        let mut loader = EbpfLoader::new();
+        for (name, entries) in capacities {
+            loader.map_max_entries(name, *entries);
+        }
+        if let Pins::Directory(directory) = pins {
+            std::fs::create_dir_all(directory).map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))?;
+            let declared = declarations(object, capacities)?;
+            let old_abi = set_aside_other_abi(directory, &mut replaced)?;
+            for &name in PINNED {
+                let path = directory.join(name);
+                if !old_abi && path.exists() {
+                    if matches_declaration(&path, declared.get(name)) {
+                        adopted = Adopted::Maps;
+                    } else {
+                        set_aside(&path)?;
+                        replaced.push(name);
+                    }
+                }
+                loader.map_pin_path(name, path);
+            }
+            // A fresh set of policy maps beside an old `ENDPOINTS` would deny with rows missing: start them together.
+            if replaced.iter().any(|name| !matches!(*name, "FLOWS" | "DENIED" | "EDGES" | "FRAGMENTS" | "STATS")) {
+                adopted = Adopted::Nothing;
+            }
+        }
+        let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
+        for name in [FROM_POD, TO_POD] {
+            classifier(&mut programs, name)?
+                .load()
+                .map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+        }
+        let events = match programs.take_map(EVENTS) {
+            Some(map) => RingBuf::try_from(map).map_err(|source| LoadError::Map { name: EVENTS, source: Box::new(source) })?,
+            None => return Err(LoadError::Missing { kind: "map", name: EVENTS }),
+        };
+        let maps = open(&programs)?;
+        if maps.config.get(&0)?.is_none_or(|config| config.abi_version != reeve_abi::ABI_VERSION) {
+            maps.config.put(&0, &Config::DEFAULT)?;
+        }
+        Ok(Self { maps, programs, events: Some(events), replaced_maps: replaced, adopted })
+    }
+
+    /// The ring buffer; there is one reader.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+
+    /// Runs one program over one packet (`BPF_PROG_TEST_RUN`) and returns its TC action. `context` is a `struct
+    /// __sk_buff` (its `ifindex` and `ingress_ifindex` choose the endpoint and the provenance); `repeat` runs it again.
+    pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> Result<TestRun, LoadError> {
+        use aya::programs::{TestRun as _, TestRunOptions};
+        let name = if program == FROM_POD { FROM_POD } else { TO_POD };
+        let Some(Program::SchedClassifier(classifier)) = self.programs.program(program) else {
+            return Err(LoadError::Missing { kind: "program", name });
+        };
+        let mut out = vec![0_u8; packet.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: (!context.is_empty()).then_some(context),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result =
+            classifier.test_run(options).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+        Ok(TestRun { action: result.return_value.cast_signed(), duration: result.duration })
+    }
+
+    pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        classifier(&mut self.programs, name)
+    }
+}
+
+/// Outcome of a test run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// TC action: -1 lets through (others in the chain still run), 2 drops.
+    pub action: i32,
+    /// Mean time of one run.
+    pub duration: std::time::Duration,
+}
+
+fn classifier<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
+    match programs.program_mut(name) {
+        Some(Program::SchedClassifier(classifier)) => Ok(classifier),
+        _ => Err(LoadError::Missing { kind: "program", name }),
+    }
+}
+
+fn pin_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> LoadError {
+    let path = path.to_owned();
+    move |source| LoadError::Pin { path, what, source }
+}
+
+/// Type, key size, value size, entries and flags of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape([u32; 5]);
+
+fn declarations(object: &[u8], capacities: &BTreeMap<String, u32>) -> Result<BTreeMap<String, Shape>, LoadError> {
+    let object = aya_obj::Object::parse(object).map_err(|error| LoadError::Object { what: error.to_string() })?;
+    Ok(object
+        .maps
+        .into_iter()
+        .map(|(name, map)| {
+            let entries = capacities.get(&name).copied().unwrap_or_else(|| map.max_entries());
+            let shape = Shape([map.map_type(), map.key_size(), map.value_size(), entries, map.map_flags()]);
+            (name, shape)
+        })
+        .collect())
+}
+
+fn matches_declaration(path: &Path, declared: Option<&Shape>) -> bool {
+    let (Ok(info), Some(declared)) = (MapInfo::from_pin(path), declared) else { return false };
+    let Ok(map_type) = info.map_type() else { return false };
+    *declared == Shape([map_type as u32, info.key_size(), info.value_size(), info.max_entries(), info.map_flags()])
+}
+
+/// Moves every pin away if the pinned `CONFIG` was written by another layout of `reeve-abi`.
+fn set_aside_other_abi(directory: &Path, replaced: &mut Vec<&'static str>) -> Result<bool, LoadError> {
+    let path = directory.join("CONFIG");
+    if !path.exists() {
+        return Ok(false);
+    }
+    let Ok(data) = MapData::from_pin(&path) else { return Ok(false) };
+    let Ok(info) = data.info() else { return Ok(false) };
+    if info.value_size() as usize != size_of::<Config>() || info.key_size() != 4 {
+        return Ok(false);
+    }
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(pin_error(&path, "cannot be opened"))?;
+    let config: Table<u32, Config> = Table::new("CONFIG", fd, info.max_entries(), Batches::Unknown);
+    // 0: the agent before us ended between creating the map and writing it.
+    let version = config.get(&0)?.map_or(0, |config| config.abi_version);
+    if version == reeve_abi::ABI_VERSION || version == 0 {
+        return Ok(false);
+    }
+    for &name in PINNED {
+        let path = directory.join(name);
+        if path.exists() {
+            set_aside(&path)?;
+            replaced.push(name);
+        }
+    }
+    Ok(true)
+}
+
+/// Renames a pin out of the way: programs still attached go on using its map until they are replaced.
+fn set_aside(path: &Path) -> Result<(), LoadError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push("-replaced");
+    let aside = PathBuf::from(aside);
+    if aside.exists() {
+        std::fs::remove_file(&aside).map_err(pin_error(&aside, "cannot be removed"))?;
+    }
+    std::fs::rename(path, &aside).map_err(pin_error(path, "has another layout and cannot be moved away"))
+}
+
+fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
+    Ok(Maps {
+        endpoints: table(programs, "ENDPOINTS")?,
+        addresses: table(programs, "ADDRESSES")?,
+        networks: table(programs, "NETWORKS")?,
+        classes: table(programs, "CLASSES")?,
+        peers: table(programs, "PEERS")?,
+        ports: table(programs, "PORTS")?,
+        ranges: table(programs, "RANGES")?,
+        flows: table(programs, "FLOWS")?,
+        denied: table(programs, "DENIED")?,
+        edges: table(programs, "EDGES")?,
+        fragments: table(programs, "FRAGMENTS")?,
+        config: table(programs, "CONFIG")?,
+        stats: {
+            let data = map_data(programs, "STATS")?;
+            let cpus = aya::util::nr_cpus().map_err(|(path, source)| LoadError::Pin {
+                path: path.into(),
+                what: "does not tell the number of CPUs",
+                source,
+            })?;
+            PerCpu::new(clone_fd(data, "STATS")?, cpus)
+        },
+    })
+}
+
+fn table<K: Pod, V: Pod>(programs: &Ebpf, name: &'static str) -> Result<Table<K, V>, LoadError> {
+    let data = map_data(programs, name)?;
+    let info = data.info().map_err(|source| LoadError::Map { name, source: Box::new(source) })?;
+    let (found, expected) = ((info.key_size() as usize, info.value_size() as usize), (size_of::<K>(), size_of::<V>()));
+    if found != expected {
+        return Err(LoadError::Shape {
+            name,
+            found: format!("key of {} and value of {} bytes", found.0, found.1),
+            expected: format!("{} and {}", expected.0, expected.1),
+        });
+    }
+    let batches = match info.map_type() {
+        Ok(aya::maps::MapType::Hash | aya::maps::MapType::LruHash) => Batches::Known,
+        _ => Batches::Unknown,
+    };
+    Ok(Table::new(name, clone_fd(data, name)?, info.max_entries(), batches))
+}
+
+fn clone_fd(data: &MapData, name: &'static str) -> Result<std::os::fd::OwnedFd, LoadError> {
+    data.fd().as_fd().try_clone_to_owned().map_err(pin_error(Path::new(name), "file descriptor cannot be copied"))
+}
+
+fn map_data<'a>(programs: &'a Ebpf, name: &'static str) -> Result<&'a MapData, LoadError> {
+    match programs.map(name) {
+        Some(
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::PerCpuArray(data),
+        ) => Ok(data),
+        _ => Err(LoadError::Missing { kind: "map", name }),
+    }
+}

@@ -1,0 +1,173 @@
+//! The raw `bpf()` element commands, single and in batches, over typed keys and values.
+//!
+//! aya has no batch calls, and its element types cannot be implemented for those of `reeve-abi`.
+
+use bytemuck::Pod;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
+const MAP_DELETE_ELEM: libc::c_long = 3;
+const MAP_GET_NEXT_KEY: libc::c_long = 4;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_UPDATE_BATCH: libc::c_long = 26;
+const MAP_DELETE_BATCH: libc::c_long = 27;
+
+/// `union bpf_attr`, element commands.
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value_or_next: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr`, batch commands.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+fn fd_number(fd: BorrowedFd<'_>) -> u32 {
+    u32::try_from(fd.as_raw_fd()).expect("an open file descriptor is not negative")
+}
+
+fn address<T>(pointer: *const T) -> u64 {
+    pointer.expose_provenance() as u64
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
+    // SAFETY: `attributes` is a zero-initialised prefix of `union bpf_attr` for this command, and every pointer in it
+    // refers to memory that its caller keeps alive and large enough for the map's key and value.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// One value, `None` if the key is absent. `value` has the map's value size (all CPUs for per-CPU maps).
+pub(super) fn lookup<K: Pod>(fd: BorrowedFd<'_>, key: &K, value: &mut [u8]) -> io::Result<Option<()>> {
+    let mut attributes = Element {
+        map_fd: fd_number(fd),
+        key: address(std::ptr::from_ref(key)),
+        value_or_next: address(value.as_mut_ptr()),
+        ..Element::default()
+    };
+    match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
+        Ok(()) => Ok(Some(())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Inserts or replaces.
+pub(super) fn update<K: Pod, V: Pod>(fd: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attributes = Element {
+        map_fd: fd_number(fd),
+        key: address(std::ptr::from_ref(key)),
+        value_or_next: address(std::ptr::from_ref(value)),
+        ..Element::default()
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attributes)
+}
+
+/// Deletes; absent is fine.
+pub(super) fn delete<K: Pod>(fd: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attributes = Element { map_fd: fd_number(fd), key: address(std::ptr::from_ref(key)), ..Element::default() };
+    match bpf(MAP_DELETE_ELEM, &mut attributes) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// The key after `key` (`None`: the first one), `None` at the end.
+pub(super) fn next_key<K: Pod>(fd: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = K::zeroed();
+    let mut attributes = Element {
+        map_fd: fd_number(fd),
+        key: key.map_or(0, |key| address(std::ptr::from_ref(key))),
+        value_or_next: address(std::ptr::from_mut(&mut next).cast_const()),
+        ..Element::default()
+    };
+    match bpf(MAP_GET_NEXT_KEY, &mut attributes) {
+        Ok(()) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Inserts or replaces many; on failure the number that went in comes with the error.
+pub(super) fn update_batch<K: Pod, V: Pod>(fd: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), (usize, io::Error)> {
+    debug_assert_eq!(keys.len(), values.len());
+    batch(MAP_UPDATE_BATCH, fd, keys.as_ptr().cast(), values.as_ptr().cast(), keys.len())
+}
+
+/// Deletes many; on failure the number that went out comes with the error (an absent key is `ENOENT`).
+pub(super) fn delete_batch<K: Pod>(fd: BorrowedFd<'_>, keys: &[K]) -> Result<(), (usize, io::Error)> {
+    batch(MAP_DELETE_BATCH, fd, keys.as_ptr().cast(), std::ptr::null(), keys.len())
+}
+
+fn batch(
+    command: libc::c_long,
+    fd: BorrowedFd<'_>,
+    keys: *const u8,
+    values: *const u8,
+    count: usize,
+) -> Result<(), (usize, io::Error)> {
+    let mut attributes = Batch {
+        keys: address(keys),
+        values: address(values),
+        count: u32::try_from(count).expect("a batch is far below 4 billion elements"),
+        map_fd: fd_number(fd),
+        ..Batch::default()
+    };
+    bpf(command, &mut attributes).map_err(|error| (attributes.count as usize, error))
+}
+
+/// Reads a whole hash map in batches.
+pub(super) fn read_all<K: Pod, V: Pod>(fd: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut capacity = 1024_usize;
+    // The cursor is opaque: a bucket number for hash maps, a key for others.
+    let mut cursor = vec![0_u8; size_of::<K>().max(8)];
+    let mut next = cursor.clone();
+    let mut started = false;
+    loop {
+        let mut keys = vec![K::zeroed(); capacity];
+        let mut values = vec![V::zeroed(); capacity];
+        let mut attributes = Batch {
+            in_batch: if started { address(cursor.as_ptr()) } else { 0 },
+            out_batch: address(next.as_mut_ptr()),
+            keys: address(keys.as_mut_ptr()),
+            values: address(values.as_mut_ptr()),
+            count: u32::try_from(capacity).expect("a batch is far below 4 billion elements"),
+            map_fd: fd_number(fd),
+            ..Batch::default()
+        };
+        let result = bpf(MAP_LOOKUP_BATCH, &mut attributes);
+        let count = attributes.count as usize;
+        match result {
+            Ok(()) => {
+                all.extend(keys.into_iter().zip(values).take(count));
+                std::mem::swap(&mut cursor, &mut next);
+                started = true;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                all.extend(keys.into_iter().zip(values).take(count));
+                return Ok(all);
+            }
+            // One bucket holds more than the batch has room for: the same cursor again with more room.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && capacity < 1 << 22 => capacity *= 4,
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The per-node agent: watches facts, asks `reeve-policy` what they mean, and makes the kernel enforce it.
+//!
+//! Invariant: the agent decides nothing; verdicts come from the image that `reeve-policy` compiles. Here live the
+//! awaits, syscalls and clocks that the pure crates do without.
+
+pub mod datapath;
