@@ -4,6 +4,12 @@
 
 mod lower;
 pub mod manifest;
+pub mod compile;
+pub mod engine;
+pub mod identity;
+pub mod image;
 pub mod model;
+pub mod plan;
+pub mod provenance;
 pub mod oracle;
 pub mod store;
