@@ -1,7 +1,7 @@
 //! The walk's surroundings in the kernel: a TC context and BPF maps.
 
 use crate::maps;
-use aya_ebpf::bindings::{BPF_F_CURRENT_CPU, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -17,7 +17,6 @@ use reeve_abi::ids::{ClassId, IdentityId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use reeve_packet::env::Env;
 
-const _: u64 = BPF_F_CURRENT_CPU as u64;
 const BPF_NOEXIST: u64 = 1;
 
 /// One run of a program.
@@ -73,9 +72,15 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool {
         let Some(found) = maps::ENDPOINTS.get_ptr(&ifindex) else { return false };
-        // SAFETY: valid for the run; it may change meanwhile, which the caller checks: volatile, so that it is read
-        // once and in one piece of code.
-        *into = unsafe { found.read_volatile() };
+        const WORDS: usize = size_of::<EndpointValue>() / 8;
+        let (from, to) = (found.cast::<u64>(), (&raw mut *into).cast::<u64>());
+        let mut i = 0;
+        while i < WORDS {
+            // SAFETY: both have WORDS aligned words. The value may change meanwhile, which the caller checks: volatile,
+            // so that each word is read once, in this order.
+            unsafe { to.add(i).write(from.add(i).read_volatile()) };
+            i += 1;
+        }
         true
     }
     #[inline(always)]

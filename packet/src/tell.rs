@@ -1,42 +1,48 @@
 //! Events and edge counts.
+//!
+//! Everything is put together in the scratch memory: a BPF stack has 512 bytes for all frames of a call chain.
 
 use crate::env::{Env, Hook};
-use crate::parse::Packet;
-use reeve_abi::conntrack::{self as ct, FlowKey, FlowValue};
+use crate::walk::Scratch;
+use reeve_abi::conntrack as ct;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::{DIRECTION_EGRESS, EndpointValue};
-use reeve_abi::event::Event;
+use reeve_abi::endpoint::DIRECTION_EGRESS;
 use reeve_abi::ids::DecisionId;
 use reeve_abi::stats;
 
-/// What is added to an edge row.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Amount {
-    /// Flows or tuples.
-    pub connections: u64,
-    /// Packets both ways.
-    pub packets: [u64; 2],
-    /// Bytes both ways.
-    pub bytes: [u64; 2],
-}
-
-/// Adds to an edge row.
-#[inline(always)]
-pub fn edge<E: Env>(env: &E, key: &EdgeKey, amount: &Amount, now_ns: u64) {
-    let row = match env.edge(key) {
+/// Adds `connections` and what `EDGES` does not have yet of `s.flow` to the flow's edge row.
+#[inline(never)]
+pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
+    let (flow, now_ns) = (&s.flow, s.now_ns);
+    s.edge_key = EdgeKey {
+        subject: s.endpoint.workload,
+        peer: flow.peer_workload,
+        peer_identity: flow.peer_identity,
+        decision: flow.decision,
+        revision: flow.revision,
+        service: u32::from(s.packet.protocol) << 16 | flow.port & 0xffff,
+        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | (s.config.edges_bank & 1) << 16,
+    };
+    s.edge = EdgeValue {
+        connections,
+        packets: [
+            flow.packets[0].wrapping_sub(flow.flushed_packets[0]),
+            flow.packets[1].wrapping_sub(flow.flushed_packets[1]),
+        ],
+        bytes: [
+            flow.bytes[0].wrapping_sub(flow.flushed_bytes[0]),
+            flow.bytes[1].wrapping_sub(flow.flushed_bytes[1]),
+        ],
+        first_ns: now_ns,
+        last_ns: now_ns,
+    };
+    let row = match env.edge(&s.edge_key) {
         Some(row) => row,
         None => {
-            let fresh = EdgeValue {
-                connections: amount.connections,
-                packets: amount.packets,
-                bytes: amount.bytes,
-                first_ns: now_ns,
-                last_ns: now_ns,
-            };
-            if env.put_edge(key, &fresh) {
+            if env.put_edge(&s.edge_key, &s.edge) {
                 return;
             }
-            match env.edge(key) {
+            match env.edge(&s.edge_key) {
                 Some(row) => row, // another CPU was first
                 None => return env.count(stats::EDGES_LOST),
             }
@@ -46,75 +52,55 @@ pub fn edge<E: Env>(env: &E, key: &EdgeKey, amount: &Amount, now_ns: u64) {
     // SAFETY: the pointer comes from the map and is valid for the run of the program (`Env`); fields are added to
     // atomically or are plain stores of a later time.
     unsafe {
-        env.add(&raw mut (*row).connections, amount.connections);
-        env.add(&raw mut (*row).packets[0], amount.packets[0]);
-        env.add(&raw mut (*row).packets[1], amount.packets[1]);
-        env.add(&raw mut (*row).bytes[0], amount.bytes[0]);
-        env.add(&raw mut (*row).bytes[1], amount.bytes[1]);
+        env.add(&raw mut (*row).connections, connections);
+        env.add(&raw mut (*row).packets[0], s.edge.packets[0]);
+        env.add(&raw mut (*row).packets[1], s.edge.packets[1]);
+        env.add(&raw mut (*row).bytes[0], s.edge.bytes[0]);
+        env.add(&raw mut (*row).bytes[1], s.edge.bytes[1]);
         (*row).last_ns = now_ns;
     }
 }
 
-/// Edge key of a flow.
+/// Tells user space of `s.flow`.
 #[inline(always)]
-pub fn edge_key(endpoint: &EndpointValue, flow: &FlowValue, ip_protocol: u8, bank: u32) -> EdgeKey {
-    EdgeKey {
-        subject: endpoint.workload,
-        peer: flow.peer_workload,
-        peer_identity: flow.peer_identity,
-        decision: flow.decision,
-        revision: flow.revision,
-        service: u32::from(ip_protocol) << 16 | flow.port & 0xffff,
-        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | (bank & 1) << 16,
-    }
+pub fn event<E: Env>(env: &E, hook: Hook, s: &mut Scratch, kind: u8, previous: DecisionId, flags: u8) {
+    s.event.kind = kind;
+    s.event.previous = previous;
+    s.event.flags = flags;
+    s.event.hook = hook.number();
+    s.event.local = match hook {
+        Hook::FromPod => s.packet.source,
+        Hook::ToPod => s.packet.destination,
+    };
+    emit(env, s);
 }
 
-/// Tells user space of a flow.
-#[inline(always)]
-pub fn event<E: Env>(
-    env: &E,
-    hook: Hook,
-    endpoint: &EndpointValue,
-    packet: &Packet,
-    key: &FlowKey,
-    flow: &FlowValue,
-    kind: u8,
-    previous: DecisionId,
-    flags: u8,
-    now_ns: u64,
-) {
-    let has_ports = packet.has_ports();
-    let local = match hook {
-        Hook::FromPod => packet.source,
-        Hook::ToPod => packet.destination,
-    };
-    let event = Event {
-        time_ns: now_ns,
-        first_ns: flow.first_ns,
-        last_ns: flow.last_ns,
-        revision: flow.revision,
-        workload: endpoint.workload,
-        identity: flow.own_identity,
-        peer_workload: flow.peer_workload,
-        peer_identity: flow.peer_identity,
-        decision: flow.decision,
-        previous,
-        local,
-        remote: key.remote,
-        packets: flow.packets,
-        bytes: flow.bytes,
-        ports: if has_ports { key.ports } else { 0 },
-        port: flow.port,
-        ifindex: env.ifindex(),
-        protocol: packet.protocol,
-        kind,
-        direction: if flow.direction == DIRECTION_EGRESS { 1 } else { 0 },
-        verdict: (flow.verdict & 0xff) as u8,
-        hook: hook.number(),
-        flags: flags | if flow.flags & ct::FLOW_PICKED_UP != 0 { reeve_abi::event::EVENT_FLAG_PICKED_UP } else { 0 },
-        reserved: [0; 6],
-    };
-    if !env.emit(&event) {
+#[inline(never)]
+fn emit<E: Env>(env: &E, s: &mut Scratch) {
+    let flow = &s.flow;
+    let e = &mut s.event;
+    e.time_ns = s.now_ns;
+    e.first_ns = flow.first_ns;
+    e.last_ns = flow.last_ns;
+    e.revision = flow.revision;
+    e.workload = s.endpoint.workload;
+    e.identity = flow.own_identity;
+    e.peer_workload = flow.peer_workload;
+    e.peer_identity = flow.peer_identity;
+    e.decision = flow.decision;
+    e.remote = s.key.remote;
+    e.packets = flow.packets;
+    e.bytes = flow.bytes;
+    e.ports = if s.packet.has_ports() { s.key.ports } else { 0 };
+    e.port = flow.port;
+    e.ifindex = env.ifindex();
+    e.protocol = s.packet.protocol;
+    e.direction = u8::from(flow.direction == DIRECTION_EGRESS);
+    e.verdict = (flow.verdict & 0xff) as u8;
+    if flow.flags & ct::FLOW_PICKED_UP != 0 {
+        e.flags |= reeve_abi::event::EVENT_FLAG_PICKED_UP;
+    }
+    if !env.emit(e) {
         env.count(stats::EVENTS_LOST);
     }
 }

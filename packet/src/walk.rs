@@ -12,6 +12,7 @@ use crate::tell;
 use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS, EndpointValue};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
@@ -39,8 +40,14 @@ pub struct Scratch {
     pub peer: Peer,
     /// Time of the packet, ns.
     pub now_ns: u64,
-    /// Decision and verdict on their way out of a subprogram.
+    /// What was decided.
     pub ruling: Ruling,
+    /// Key of an edge row.
+    pub edge_key: EdgeKey,
+    /// What is added to an edge row.
+    pub edge: EdgeValue,
+    /// An event.
+    pub event: event::Event,
 }
 
 /// How often a torn endpoint is read again before the packet is dropped.
@@ -266,45 +273,19 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
         found.flushed_ns = s.now_ns;
         found.flushed_packets = found.packets;
         found.flushed_bytes = found.bytes;
-        flush(env, s);
+        tell::edge(env, s, 0);
     }
     env.count(stats::ALLOWED_ESTABLISHED);
     Some(Action::Continue)
 }
 
-/// Counts of `s.flow` that `EDGES` does not have yet.
-#[inline(always)]
-fn unflushed(flow: &FlowValue, connections: u64) -> tell::Amount {
-    tell::Amount {
-        connections,
-        packets: [
-            flow.packets[0].wrapping_sub(flow.flushed_packets[0]),
-            flow.packets[1].wrapping_sub(flow.flushed_packets[1]),
-        ],
-        bytes: [
-            flow.bytes[0].wrapping_sub(flow.flushed_bytes[0]),
-            flow.bytes[1].wrapping_sub(flow.flushed_bytes[1]),
-        ],
-    }
-}
-
-#[inline(never)]
-fn flush<E: Env>(env: &E, s: &mut Scratch) {
-    let key = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-    tell::edge(env, &key, &unflushed(&s.flow, 0), s.now_ns);
-}
-
 /// Tells of further packets of a flow that was cut.
 #[inline(never)]
 fn report_cut<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
-    let new = unflushed(&s.flow, 0);
-    let key = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-    tell::edge(env, &key, &new, s.now_ns);
-    s.flow.packets = [new.packets[0].wrapping_add(new.packets[1]), 0];
-    s.flow.bytes = [new.bytes[0].wrapping_add(new.bytes[1]), 0];
-    tell::event(
-        env, hook, &s.endpoint, &s.packet, &s.key, &s.flow, event::EVENT_DENIED, DecisionId(0), event::EVENT_FLAG_CUT, s.now_ns,
-    );
+    tell::edge(env, s, 0);
+    s.flow.packets = [s.edge.packets[0].wrapping_add(s.edge.packets[1]), 0];
+    s.flow.bytes = [s.edge.bytes[0].wrapping_add(s.edge.bytes[1]), 0];
+    tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), event::EVENT_FLAG_CUT);
 }
 
 /// Tells that a flow has ended, and counts what is left of it.
@@ -320,11 +301,8 @@ fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
 
 #[inline(never)]
 fn tell_ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
-    let key = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-    tell::edge(env, &key, &unflushed(&s.flow, 0), s.now_ns);
-    tell::event(
-        env, hook, &s.endpoint, &s.packet, &s.key, &s.flow, event::EVENT_CLOSED, DecisionId(0), 0, s.now_ns,
-    );
+    tell::edge(env, s, 0);
+    tell::event(env, hook, s, event::EVENT_CLOSED, DecisionId(0), 0);
 }
 
 /// Whether a packet to the pod shows the address of a local pod that cannot have sent it this way.
@@ -360,8 +338,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let changed = previous != ruling.decision;
     if changed {
         // What passed so far belongs to the old decision.
-        let key = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-        tell::edge(env, &key, &unflushed(&s.flow, 0), s.now_ns);
+        tell::edge(env, s, 0);
         s.flow.flushed_packets = s.flow.packets;
         s.flow.flushed_bytes = s.flow.bytes;
         s.flow.flushed_ns = s.now_ns;
@@ -381,7 +358,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         let cut = was_allowed && ruling.verdict != VERDICT_ALLOW;
         let flags = if cut { event::EVENT_FLAG_CUT } else { 0 };
         s.flow.last_ns = s.now_ns;
-        tell::event(env, hook, &s.endpoint, &s.packet, &s.key, &s.flow, event::EVENT_REJUDGED, previous, flags, s.now_ns);
+        tell::event(env, hook, s, event::EVENT_REJUDGED, previous, flags);
     }
     1
 }
@@ -463,17 +440,13 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         deny(env, hook, s);
         return 0;
     }
-    opened(env, hook, s);
+    // The first packet is told with the flow: `EDGES` has it from here on.
+    s.flow.flushed_packets = [0; 2];
+    s.flow.flushed_bytes = [0; 2];
+    tell::edge(env, s, 1);
+    tell::event(env, hook, s, event::EVENT_OPENED, DecisionId(0), 0);
     env.count(stats::ALLOWED_JUDGED);
     1
-}
-
-#[inline(always)]
-fn opened<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
-    let key = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-    let amount = tell::Amount { connections: 1, packets: s.flow.packets, bytes: s.flow.bytes };
-    tell::edge(env, &key, &amount, s.now_ns);
-    tell::event(env, hook, &s.endpoint, &s.packet, &s.key, &s.flow, event::EVENT_OPENED, DecisionId(0), 0, s.now_ns);
 }
 
 /// Counts and tells a denial. The tuple is told at most once a second; what was not told is in the next record's count.
@@ -539,16 +512,16 @@ fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     } else {
         env.count(stats::DENIED_REPEATED);
     }
-    let edge = tell::edge_key(&s.endpoint, &s.flow, s.packet.protocol, s.config.edges_bank);
-    let amount = tell::Amount { connections: fresh, packets: [counted, 0], bytes: [bytes, 0] };
-    tell::edge(env, &edge, &amount, s.now_ns);
+    s.flow.packets = [counted, 0];
+    s.flow.bytes = [bytes, 0];
+    tell::edge(env, s, fresh);
     if tell_now {
         if fresh == 0 {
             told_bytes = 0; // packets tell how many; bytes stand in the edge row
         }
         s.flow.packets = [told_packets, 0];
         s.flow.bytes = [told_bytes, 0];
-        tell::event(env, hook, &s.endpoint, &s.packet, &s.key, &s.flow, event::EVENT_DENIED, DecisionId(0), 0, s.now_ns);
+        tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), 0);
     }
     0
 }
