@@ -4,8 +4,10 @@
 //! flow on one node gives two), absent rather than null. Both ends carry their labels as the kernel used them.
 
 use crate::time::Timestamp;
+use ipnet::IpNet;
 use reeve_policy::model::{Decider, Decision, DefaultDecider, Direction, Labels, PolicyRef, RuleRef, Step, Verdict};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -232,12 +234,17 @@ struct DecisionForm {
 
 impl<'de> Deserialize<'de> for RecordedDecision {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let DecisionForm { verdict, decider, default, unknown, path, isolating, also } = DecisionForm::deserialize(deserializer)?;
+        let DecisionForm { verdict, decider, default, unknown, path, isolating, also } =
+            DecisionForm::deserialize(deserializer)?;
         let decider = match (decider, default, unknown) {
             (Some(rule), None, None) => Decider::Rule(rule),
             (None, Some(default), None) => Decider::Default(default),
             (None, None, Some(unknown)) => return Ok(Self::Unknown { verdict, unknown }),
-            _ => return Err(serde::de::Error::custom("a decision has exactly one of the keys decider, default and unknown")),
+            _ => {
+                return Err(serde::de::Error::custom(
+                    "a decision has exactly one of the keys decider, default and unknown",
+                ));
+            }
         };
         Ok(Decision { verdict, decider, path, isolating, also }.into())
     }
@@ -264,6 +271,9 @@ pub struct Side {
     /// The labels that policies read, as they were when the kernel judged.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Prefixes named by policies that contain the address, as they were when the kernel judged.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub networks: BTreeSet<IpNet>,
     /// Number of the identity, 16 hexadecimal digits.
     pub identity: String,
     /// Address. Windows have none: they stand for many.
@@ -292,6 +302,8 @@ pub enum Owner {
     Node,
     /// Several pods claim it, so it is nobody's.
     Contested,
+    /// No pod and no node, within a prefix that some policy names.
+    Network,
     /// No pod and no node.
     World,
     /// The dictionary does not know.

@@ -47,7 +47,8 @@ impl std::str::FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self, TimeError> {
         let error = |what: String| TimeError { text: text.to_owned(), what };
         let moment: jiff::Timestamp = text.parse().map_err(|fault: jiff::Error| error(fault.to_string()))?;
-        let unix_ns = i64::try_from(moment.as_nanosecond()).map_err(|_| error("it is outside the years 1678 to 2261".to_owned()))?;
+        let unix_ns = i64::try_from(moment.as_nanosecond())
+            .map_err(|_| error("it is outside the years 1678 to 2261".to_owned()))?;
         Ok(Self { unix_ns })
     }
 }

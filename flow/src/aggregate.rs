@@ -1,0 +1,128 @@
+//! Rows of `EDGES` to window records: exact counts, whatever happened to single events.
+
+use crate::decode::{self, DecodeError};
+use crate::names::{Namer, Names, icmp, ordered};
+use crate::record::{EventKind, Flag, FlowRecord, Protocol, Reason, SCHEMA};
+use crate::time::Timestamp;
+use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::ids::IdentityId;
+use std::collections::BTreeMap;
+
+/// Adds rows of several CPUs, banks or reads, so that each key is told once.
+pub fn merged(rows: impl IntoIterator<Item = (EdgeKey, EdgeValue)>) -> BTreeMap<EdgeKey, EdgeValue> {
+    let mut sums: BTreeMap<EdgeKey, EdgeValue> = BTreeMap::new();
+    for (mut key, value) in rows {
+        // The bank says where the row lay, not what it counts.
+        key.kind &= 0xffff;
+        match sums.get_mut(&key) {
+            None => {
+                sums.insert(key, value);
+            }
+            Some(sum) => {
+                sum.connections = sum.connections.saturating_add(value.connections);
+                for way in 0..2 {
+                    sum.packets[way] = sum.packets[way].saturating_add(value.packets[way]);
+                    sum.bytes[way] = sum.bytes[way].saturating_add(value.bytes[way]);
+                }
+                sum.first_ns = sum.first_ns.min(value.first_ns);
+                sum.last_ns = sum.last_ns.max(value.last_ns);
+            }
+        }
+    }
+    sums
+}
+
+/// The record of one row at the end of its window. `subject_identity` is the subject's identity in that window, as rows
+/// carry the peer's only.
+pub fn window<N: Names>(
+    namer: &Namer<'_, N>,
+    key: &EdgeKey,
+    value: &EdgeValue,
+    subject_identity: IdentityId,
+    end: Timestamp,
+    flags: &[Flag],
+) -> Result<FlowRecord, DecodeError> {
+    let direction = decode::direction(key.kind & 0xff)?;
+    let verdict = decode::verdict(key.kind >> 8 & 0xff)?;
+    let number = key.service >> 16;
+    let protocol = u8::try_from(number).map_err(|_| DecodeError::Value { field: "service", value: number.into() })?;
+    let protocol = Protocol(protocol);
+    let port = key.service & 0xffff;
+    let local = namer.side(key.subject, subject_identity, None, None);
+    let remote = namer.side(key.peer, key.peer_identity, None, None);
+    let (source, mut destination) = ordered(direction, local, remote);
+    if protocol.has_ports() {
+        destination.port = u16::try_from(port).ok();
+    }
+    Ok(FlowRecord {
+        schema: SCHEMA,
+        time: end,
+        first: namer.clock.moment(value.first_ns),
+        last: namer.clock.moment(value.last_ns),
+        node: namer.node.to_owned(),
+        event: EventKind::Window,
+        direction,
+        verdict: verdict.into(),
+        decision: namer.decision(key.decision, verdict),
+        previous: None,
+        policy_revision: key.revision.0,
+        source,
+        destination,
+        protocol,
+        icmp: icmp(protocol, port),
+        packets: value.packets.into(),
+        bytes: value.bytes.into(),
+        connections: Some(value.connections),
+        flags: flags.to_vec(),
+        reason: Reason::WindowEnded,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Clock;
+    use reeve_abi::decision::NO_POLICY_SELECTS;
+    use reeve_abi::ids::{IDENTITY_WORLD, Revision, WorkloadId};
+    use reeve_policy::provenance::Dictionary;
+
+    fn row(bank: u32, connections: u64, first_ns: u64) -> (EdgeKey, EdgeValue) {
+        let key = EdgeKey {
+            subject: WorkloadId(7 << 20),
+            peer_identity: IDENTITY_WORLD,
+            decision: NO_POLICY_SELECTS,
+            revision: Revision(4),
+            service: 6 << 16 | 443,
+            kind: 1 | 1 << 8 | bank << 16,
+            ..EdgeKey::default()
+        };
+        (
+            key,
+            EdgeValue { connections, packets: [connections, 1], bytes: [100, 50], first_ns, last_ns: first_ns + 1_000 },
+        )
+    }
+
+    #[test]
+    fn rows_of_both_banks_add_up_to_one_record() {
+        let sums = merged([row(0, 2, 9_000), row(1, 3, 5_000)]);
+        assert_eq!(sums.len(), 1);
+        let (key, value) = sums.first_key_value().expect("one row");
+        let names = Dictionary::default();
+        let namer = Namer { names: &names, node: "n1", clock: Clock::from_readings(0, Timestamp::default()) };
+        let end = Timestamp { unix_ns: 60_000 };
+        let record = window(&namer, key, value, IdentityId(9 << 20), end, &[Flag::Backfilled]).expect("known values");
+        assert_eq!((record.connections, record.packets, record.bytes), (Some(5), [5, 2].into(), [200, 100].into()));
+        assert_eq!((record.first.unix_ns, record.last.unix_ns, record.time), (5_000, 10_000, end));
+        assert_eq!((record.destination.port, record.flags), (Some(443), vec![Flag::Backfilled]));
+        assert_eq!(crate::text::decision_text(&record.decision), "no policy selects");
+    }
+
+    #[test]
+    fn unknown_values_are_named() {
+        let names = Dictionary::default();
+        let namer = Namer { names: &names, node: "n1", clock: Clock::from_readings(0, Timestamp::default()) };
+        let key = EdgeKey { kind: 9 << 8, ..EdgeKey::default() };
+        let error = window(&namer, &key, &EdgeValue::default(), IDENTITY_WORLD, Timestamp::default(), &[]);
+        assert_eq!(error, Err(DecodeError::Value { field: "verdict", value: 9 }));
+    }
+}
