@@ -1,1 +1,9 @@
-//! The lab: nodes and pods as network namespaces, traffic, packets, generators.
+//! The lab: nodes and pods as network namespaces, traffic between them, raw packets, and the agent as a process.
+//!
+//! Nothing here knows how the agent works inside: it is started as a program and watched through its socket, its
+//! records and its metrics, as an operator would.
+
+pub mod frames;
+pub mod lab;
+pub mod require;
+pub mod traffic;

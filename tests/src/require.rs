@@ -1,0 +1,73 @@
+//! What a test needs from the machine, and skipping aloud when it is not there.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// The effective user is root.
+    Root,
+    /// The compiled eBPF object is named by `REEVE_BPF_OBJECT`, and the kernel has its own type information.
+    Bpf,
+    /// Network namespaces can be made with iproute2.
+    Netns,
+    /// A cgroup2 hierarchy is mounted.
+    Cgroup,
+    /// The agent's program was built.
+    Agent,
+}
+
+impl Capability {
+    /// The word in `REEVE_REQUIRE`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Bpf => "bpf",
+            Self::Netns => "netns",
+            Self::Cgroup => "cgroup",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// Whether this machine has it; if not, a clause that says why.
+pub fn available(capability: Capability) -> Result<(), String> {
+    let good = |condition: bool, why: &str| if condition { Ok(()) } else { Err(why.to_owned()) };
+    match capability {
+        Capability::Root => good(rustix::process::geteuid().is_root(), "not root"),
+        Capability::Bpf => {
+            let object = std::env::var_os("REEVE_BPF_OBJECT").map(PathBuf::from).filter(|path| path.is_file());
+            good(object.is_some(), "REEVE_BPF_OBJECT names no file")?;
+            good(fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false), "the kernel has no BTF")
+        }
+        Capability::Netns => {
+            available(Capability::Root)?;
+            good(crate::lab::ip_program().is_some(), "iproute2 is not installed")
+        }
+        Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
+    }
+}
+
+/// Says whether the test should return at once, because something is missing; prints `SKIP name: why`.
+///
+/// # Panics
+///
+/// If `REEVE_REQUIRE` (words with commas, or `all`) says that the machine must have it.
+#[track_caller]
+pub fn skip_unless(needs: &[Capability]) -> bool {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a test");
+    for need in needs {
+        let Err(why) = available(*need) else { continue };
+        let required = std::env::var("REEVE_REQUIRE").unwrap_or_default();
+        let is_required = required.split(',').map(str::trim).any(|word| word == "all" || word == need.word());
+        assert!(!is_required, "REEVE_REQUIRE asks for {}, but {name} would have to be skipped: {why}", need.word());
+        // Straight to the stream: the test harness would keep what `println!` writes to itself.
+        let _ = writeln!(std::io::stdout(), "SKIP {name}: {why}");
+        return true;
+    }
+    false
+}
