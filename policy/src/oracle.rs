@@ -5,7 +5,9 @@
 
 mod matching;
 
-use crate::model::{Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Policy, PolicyRef, Rule, RuleRef};
+use crate::model::{
+    Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Policy, PolicyRef, Rule, RuleRef,
+};
 use crate::model::{Rules, Step, Tier, TierDefault, Verdict, Workload, World};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,7 +59,8 @@ pub struct Explanation {
 /// claim the same address, those that stay have it; a claim that is not alone is contested, a node's included.
 pub fn owner(world: &World, address: IpAddr) -> Owner {
     let address = address.to_canonical();
-    let claims = |workload: &&Arc<Workload>| !workload.ended && !workload.host_network && workload.addresses.contains(&address);
+    let claims =
+        |workload: &&Arc<Workload>| !workload.ended && !workload.host_network && workload.addresses.contains(&address);
     let pods: Vec<_> = world.workloads.values().filter(claims).collect();
     let staying: Vec<_> = pods.iter().copied().filter(|workload| !workload.terminating).collect();
     let pods = if staying.is_empty() { pods } else { staying };
@@ -77,7 +80,8 @@ pub fn owner(world: &World, address: IpAddr) -> Owner {
 /// policy is asked; that cannot be told from addresses, so only [`explain`] speaks of it.
 pub fn judge(world: &World, query: &Query) -> Decision {
     let mut path = Vec::new();
-    let taking_part: Vec<(&Tier, Vec<&Arc<Policy>>)> = world.tiers.iter().map(|(tier, policies)| (tier, selecting(world, policies, query))).collect();
+    let taking_part: Vec<(&Tier, Vec<&Arc<Policy>>)> =
+        world.tiers.iter().map(|(tier, policies)| (tier, selecting(world, policies, query))).collect();
 
     // An address that several claim is nobody's: closed for whoever is selected at all.
     let selected = taking_part.iter().any(|(_, policies)| !policies.is_empty());
@@ -100,13 +104,23 @@ pub fn judge(world: &World, query: &Query) -> Decision {
             // 3. No rule matched: the tier's default.
             None => match tier.default {
                 TierDefault::Deny => {
-                    path.push(Step { tier: tier.name.clone(), outcome: Outcome::DefaultDenied, policy: None, rule: None });
+                    path.push(Step {
+                        tier: tier.name.clone(),
+                        outcome: Outcome::DefaultDenied,
+                        policy: None,
+                        rule: None,
+                    });
                     let isolating = policies.iter().map(|policy| Arc::clone(&policy.reference)).collect();
                     let decision = by_default(Verdict::Deny, DefaultDecider::TierDefault, path);
                     return Decision { isolating, ..decision };
                 }
                 TierDefault::Pass => {
-                    path.push(Step { tier: tier.name.clone(), outcome: Outcome::DefaultPassed, policy: None, rule: None });
+                    path.push(Step {
+                        tier: tier.name.clone(),
+                        outcome: Outcome::DefaultPassed,
+                        policy: None,
+                        rule: None,
+                    });
                 }
             },
         }
@@ -119,16 +133,27 @@ pub fn judge(world: &World, query: &Query) -> Decision {
 /// of this node is taken to be made by a process of the node.
 pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Explanation {
     let (from, to) = (owner(world, source), owner(world, destination));
-    let query = |subject: &Arc<Workload>, direction, own, peer| Query { subject: Arc::clone(subject), direction, own, peer, protocol, port };
+    let query = |subject: &Arc<Workload>, direction, own, peer| Query {
+        subject: Arc::clone(subject),
+        direction,
+        own,
+        peer,
+        protocol,
+        port,
+    };
     let egress = match &from {
-        Owner::Workload(subject) => Some((Arc::clone(subject), judge(world, &query(subject, Direction::Egress, source, destination)))),
+        Owner::Workload(subject) => {
+            Some((Arc::clone(subject), judge(world, &query(subject, Direction::Egress, source, destination))))
+        }
         _ => None,
     };
     let ingress = match &to {
         Owner::Workload(subject) if from_own_node(world, subject, &from) => {
             Some((Arc::clone(subject), by_default(Verdict::Allow, DefaultDecider::OwnNode, Vec::new())))
         }
-        Owner::Workload(subject) => Some((Arc::clone(subject), judge(world, &query(subject, Direction::Ingress, destination, source)))),
+        Owner::Workload(subject) => {
+            Some((Arc::clone(subject), judge(world, &query(subject, Direction::Ingress, destination, source))))
+        }
         _ => None,
     };
     let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
@@ -168,9 +193,20 @@ enum End {
 }
 
 /// The first of these policies whose rules end the tier, and how; what happened on the way is put on the path.
-fn first_end(world: &World, query: &Query, tier: &Tier, policies: &[&Arc<Policy>], path: &mut Vec<Step>) -> Option<(usize, End)> {
+fn first_end(
+    world: &World,
+    query: &Query,
+    tier: &Tier,
+    policies: &[&Arc<Policy>],
+    path: &mut Vec<Step>,
+) -> Option<(usize, End)> {
     for (at, policy) in policies.iter().enumerate() {
-        let step = |outcome, rule| Step { tier: tier.name.clone(), outcome, policy: Some(Arc::clone(&policy.reference)), rule };
+        let step = |outcome, rule| Step {
+            tier: tier.name.clone(),
+            outcome,
+            policy: Some(Arc::clone(&policy.reference)),
+            rule,
+        };
         let list = match rules(policy, query.direction) {
             Rules::NotApplied => continue,
             Rules::Closed(default) => {

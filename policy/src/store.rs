@@ -9,6 +9,7 @@ mod key;
 mod place;
 
 pub use key::{ObjectKey, objects_of};
+pub(crate) use place::BUILT_IN as BUILT_IN_TIERS;
 
 use crate::lower::{self, Lowered};
 use crate::model::{Labels, Node, Policy, Problem, Tier, Workload, World};

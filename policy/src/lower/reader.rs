@@ -49,8 +49,14 @@ impl<'a> Field<'a> {
         Self { effect, ..self.clone() }
     }
 
-    pub(super) fn path(&self) -> &str {
-        &self.path
+    /// The same place with another value in it.
+    pub(super) fn holding(&self, value: &'a Value) -> Self {
+        Self { value, ..self.clone() }
+    }
+
+    /// Whether it is empty text or an empty list: as good as absent, where the API says so.
+    pub(super) fn is_empty(&self) -> bool {
+        self.value.as_str().is_some_and(str::is_empty) || self.value.as_array().is_some_and(Vec::is_empty)
     }
 
     fn child(&self, name: &str, value: &'a Value) -> Self {

@@ -1,7 +1,9 @@
 //! Whether a selector, a peer or a port of the model matches, read off the model word by word.
 
 use super::Owner;
-use crate::model::{Labels, NamespaceMatch, Peer, Peers, PortMatch, Selector, ServiceAccountMatch, Traffic, TrafficMatch};
+use crate::model::{
+    Labels, NamespaceMatch, Peer, Peers, PortMatch, Selector, ServiceAccountMatch, Traffic, TrafficMatch,
+};
 use crate::model::{Workload, WorkloadSelector, World};
 use std::net::IpAddr;
 
@@ -63,7 +65,9 @@ fn peer(world: &World, peer: &Peer, owner: &Owner, address: IpAddr) -> bool {
 }
 
 pub(super) fn traffic(wanted: &Traffic, protocol: u8, port: u16, destination: &Owner) -> bool {
-    let matches = |one: &TrafficMatch| one.protocol.is_none_or(|only| only == protocol) && ports(&one.ports, protocol, port, destination);
+    let matches = |one: &TrafficMatch| {
+        one.protocol.is_none_or(|only| only == protocol) && ports(&one.ports, protocol, port, destination)
+    };
     wanted.any_of.as_ref().is_none_or(|any| any.iter().any(matches)) && !wanted.none_of.iter().any(matches)
 }
 
@@ -74,7 +78,11 @@ fn ports(wanted: &PortMatch, protocol: u8, port: u16, destination: &Owner) -> bo
         PortMatch::Range(first, last) => has_ports && (*first..=*last).contains(&port),
         PortMatch::Named(name) => {
             let Owner::Workload(pod) = destination else { return false };
-            has_ports && pod.named_ports.iter().any(|named| named.name == *name && named.protocol == protocol && named.port == port)
+            has_ports
+                && pod
+                    .named_ports
+                    .iter()
+                    .any(|named| named.name == *name && named.protocol == protocol && named.port == port)
         }
         PortMatch::Icmp(kind, code) => {
             let [its_kind, its_code] = port.to_be_bytes();
