@@ -12,4 +12,5 @@ pub mod model;
 pub mod plan;
 pub mod provenance;
 pub mod oracle;
+pub mod selector;
 pub mod store;
