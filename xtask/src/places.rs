@@ -1,7 +1,7 @@
 //! Where things are: the checkout, the cache of tools, the target directory.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 
@@ -44,10 +44,10 @@ impl Places {
     }
 }
 
-/// The checkout this program was compiled from.
+/// The checkout that cargo runs us in; several can share one target directory, and with it this program.
 pub(crate) fn checkout() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().expect("xtask is a directory of the checkout").to_owned()
+    let package = path_from("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    package.parent().expect("xtask is a directory of the checkout").to_owned()
 }
 
 fn path_from(variable: &str) -> Option<PathBuf> {

@@ -57,10 +57,13 @@ pub(crate) fn run(
     judges: JudgeOptions,
     arguments: &[String],
 ) -> anyhow::Result<ExitCode> {
-    let tiers = tier.as_ref().map_or(Tier::value_variants(), std::slice::from_ref);
     let mut total = Count::default();
-    for tier in tiers {
-        run_tier(places, *tier, judges, arguments, &mut total)?;
+    if let Some(tier) = tier {
+        run_tier(places, tier, judges, arguments, &mut total)?;
+    } else {
+        for tier in Tier::value_variants() {
+            run_tier(places, *tier, judges, arguments, &mut total)?;
+        }
     }
     if total.skipped > 0 {
         println!("{} skipped (named above, on lines that begin with SKIP)", total.skipped);
