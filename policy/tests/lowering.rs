@@ -1,0 +1,70 @@
+//! Bad input: each fault is named by field and value, and what it touches is closed, never wider.
+
+use reeve_policy::model::{Action, DefaultDecider, Peers, Policy, Problem, Rules};
+use reeve_policy::store::{Change, Object, Store};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn lower(spec: Value, calico: bool) -> (Arc<Policy>, Vec<Problem>) {
+    let version = if calico { "projectcalico.org/v3" } else { "networking.k8s.io/v1" };
+    let value = json!({"apiVersion": version, "kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "n"}, "spec": spec});
+    let mut store = Store::new("node-1");
+    store.apply(Change::Apply(Object { value: value.clone(), origin: "test".to_owned() }));
+    assert_eq!(store.apply(Change::Apply(Object { value, origin: "test".to_owned() })), [], "the same again is no change");
+    let policies = store.world().tiers.iter().flat_map(|(_, policies)| policies);
+    (Arc::clone(policies.last().expect("the policy is in force")), store.problems())
+}
+
+#[track_caller]
+fn named(problems: &[Problem], field: &str, value: &str) {
+    let found: Vec<_> = problems.iter().map(|problem| (problem.field.as_str(), problem.value.as_str())).collect();
+    assert_eq!(found, [(field, value)]);
+}
+
+#[test]
+fn an_unreadable_peer_of_a_network_policy_matches_nobody() {
+    for (peer, field, value) in [
+        (json!({"ipBlock": {"cidr": "10.0.0.0/99"}}), "ipBlock.cidr", "10.0.0.0/99"),
+        (json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["192.168.0.0/16"]}}), "ipBlock.except[0]", "192.168.0.0/16"),
+        (json!({"podSelector": {}, "tomorrow": 1}), "tomorrow", "1"),
+        (json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}), "podSelector.matchExpressions[0].values", ""),
+    ] {
+        let (policy, problems) = lower(json!({"ingress": [{"from": [peer]}]}), false);
+        named(&problems, &format!("spec.ingress[0].from[0].{field}"), value);
+        let Rules::List(rules) = &policy.ingress else { panic!("the list stays a list") };
+        assert_eq!(rules[0].peer, Peers::Nobody);
+    }
+}
+
+#[test]
+fn an_unreadable_port_matches_nothing() {
+    let (policy, problems) = lower(json!({"ingress": [{"ports": [{"port": 70_000}]}]}), false);
+    named(&problems, "spec.ingress[0].ports[0].port", "70000");
+    let Rules::List(rules) = &policy.ingress else { panic!("the list stays a list") };
+    assert_eq!(rules[0].traffic.any_of, Some(Vec::new()));
+}
+
+#[test]
+fn an_unknown_field_or_bad_selector_closes_the_policy() {
+    let closed = Rules::Closed(DefaultDecider::UnreadablePolicy);
+    let (policy, problems) = lower(json!({"tomorrow": true}), false);
+    named(&problems, "spec.tomorrow", "true");
+    assert_eq!((&policy.ingress, &policy.egress), (&closed, &Rules::NotApplied));
+    let (policy, problems) = lower(json!({"selector": "a = 'b'", "types": ["Ingress", "Egress"]}), true);
+    named(&problems, "spec.selector", "a = 'b'");
+    assert_eq!((&policy.ingress, &policy.egress), (&closed, &closed));
+    let (policy, problems) = lower(json!({"tier": "nowhere", "ingress": [{"action": "Allow"}]}), true);
+    named(&problems, "spec.tier", "nowhere");
+    assert_eq!(policy.ingress, closed);
+}
+
+#[test]
+fn an_unreadable_calico_rule_allows_nobody_or_denies_everyone() {
+    let rule = |action| json!({"ingress": [{"action": action, "source": {"nets": ["10.0.0.0/8", "x"]}}]});
+    for (action, want, peer) in [("Allow", Action::Allow, Peers::Nobody), ("Deny", Action::DenyUnreadable, Peers::Anyone), ("Pass", Action::DenyUnreadable, Peers::Anyone)] {
+        let (policy, problems) = lower(rule(action), true);
+        named(&problems, "spec.ingress[0].source.nets[1]", "x");
+        let Rules::List(rules) = &policy.ingress else { panic!("the list stays a list") };
+        assert_eq!((rules[0].action, &rules[0].peer), (want, &peer));
+    }
+}
