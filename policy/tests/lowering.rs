@@ -10,7 +10,11 @@ fn lower(spec: Value, calico: bool) -> (Arc<Policy>, Vec<Problem>) {
     let value = json!({"apiVersion": version, "kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "n"}, "spec": spec});
     let mut store = Store::new("node-1");
     store.apply(Change::Apply(Object { value: value.clone(), origin: "test".to_owned() }));
-    assert_eq!(store.apply(Change::Apply(Object { value, origin: "test".to_owned() })), [], "the same again is no change");
+    assert_eq!(
+        store.apply(Change::Apply(Object { value, origin: "test".to_owned() })),
+        [],
+        "the same again is no change"
+    );
     let policies = store.world().tiers.iter().flat_map(|(_, policies)| policies);
     (Arc::clone(policies.last().expect("the policy is in force")), store.problems())
 }
@@ -25,9 +29,17 @@ fn named(problems: &[Problem], field: &str, value: &str) {
 fn an_unreadable_peer_of_a_network_policy_matches_nobody() {
     for (peer, field, value) in [
         (json!({"ipBlock": {"cidr": "10.0.0.0/99"}}), "ipBlock.cidr", "10.0.0.0/99"),
-        (json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["192.168.0.0/16"]}}), "ipBlock.except[0]", "192.168.0.0/16"),
+        (
+            json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["192.168.0.0/16"]}}),
+            "ipBlock.except[0]",
+            "192.168.0.0/16",
+        ),
         (json!({"podSelector": {}, "tomorrow": 1}), "tomorrow", "1"),
-        (json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}), "podSelector.matchExpressions[0].values", ""),
+        (
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+            "podSelector.matchExpressions[0].values",
+            "",
+        ),
     ] {
         let (policy, problems) = lower(json!({"ingress": [{"from": [peer]}]}), false);
         named(&problems, &format!("spec.ingress[0].from[0].{field}"), value);
@@ -61,7 +73,11 @@ fn an_unknown_field_or_bad_selector_closes_the_policy() {
 #[test]
 fn an_unreadable_calico_rule_allows_nobody_or_denies_everyone() {
     let rule = |action| json!({"ingress": [{"action": action, "source": {"nets": ["10.0.0.0/8", "x"]}}]});
-    for (action, want, peer) in [("Allow", Action::Allow, Peers::Nobody), ("Deny", Action::DenyUnreadable, Peers::Anyone), ("Pass", Action::DenyUnreadable, Peers::Anyone)] {
+    for (action, want, peer) in [
+        ("Allow", Action::Allow, Peers::Nobody),
+        ("Deny", Action::DenyUnreadable, Peers::Anyone),
+        ("Pass", Action::DenyUnreadable, Peers::Anyone),
+    ] {
         let (policy, problems) = lower(rule(action), true);
         named(&problems, "spec.ingress[0].source.nets[1]", "x");
         let Rules::List(rules) = &policy.ingress else { panic!("the list stays a list") };

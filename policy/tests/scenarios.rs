@@ -30,7 +30,8 @@ fn run(name: &str, text: &str) {
     }
     assert_eq!(store.problems(), [], "{name}");
     let world = store.world();
-    let pods: BTreeMap<&str, IpAddr> = world.workloads.values().map(|pod| (pod.name.as_str(), pod.addresses[0])).collect();
+    let pods: BTreeMap<&str, IpAddr> =
+        world.workloads.values().map(|pod| (pod.name.as_str(), pod.addresses[0])).collect();
     let mut missing: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
     for from in pods.keys() {
         for to in pods.keys().filter(|to| *to != from) {
