@@ -1,5 +1,6 @@
 //! Everything that touches the kernel's eBPF side: load, attach, read and write maps. The only part that knows aya.
 
+pub mod adopt;
 pub mod attach;
 pub mod load;
 pub mod maps;

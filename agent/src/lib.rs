@@ -4,3 +4,5 @@
 //! awaits, syscalls and clocks that the pure crates do without.
 
 pub mod datapath;
+pub mod dictionary;
+pub mod watch;

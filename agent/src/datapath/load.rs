@@ -63,7 +63,7 @@ pub enum Pins<'a> {
 }
 
 /// The programs, loaded, and their maps.
-#[derive(Debug)]
+#[allow(missing_debug_implementations, reason = "aya's ring buffer has none")]
 pub struct Loaded {
     /// The maps.
     pub maps: Maps,

@@ -1,0 +1,56 @@
+//! Reads the pinned maps back into an image: where the difference to the wanted one starts after a restart.
+
+use super::maps::{MapError, Maps};
+use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY};
+use reeve_abi::ids::{IdentityId, Revision, WorkloadId};
+use reeve_policy::image::{EndpointImage, Image};
+use std::collections::BTreeMap;
+
+/// What an earlier agent left enforced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The maps' content.
+    pub image: Image,
+    /// Which interface each workload was enforced on.
+    pub interfaces: BTreeMap<WorkloadId, u32>,
+    /// Highest revision at any endpoint.
+    pub revision: Revision,
+}
+
+/// Reads everything that the reconciler writes.
+pub fn read(maps: &Maps) -> Result<Found, MapError> {
+    let mut found = Found {
+        image: Image {
+            endpoints: BTreeMap::new(),
+            addresses: maps.addresses.read()?.into_iter().collect(),
+            networks: maps.networks.read()?.into_iter().collect(),
+            classes: maps.classes.read()?.into_iter().map(|(id, class)| (IdentityId(id), class)).collect(),
+            peers: maps.peers.read()?.into_iter().collect(),
+            ports: maps.ports.read()?.into_iter().collect(),
+            ranges: maps.ranges.read()?.into_iter().collect(),
+        },
+        ..Found::default()
+    };
+    for (ifindex, value) in maps.endpoints.read()? {
+        found.revision = found.revision.max(value.head_revision);
+        found.interfaces.insert(value.workload, ifindex);
+        found.image.endpoints.insert(
+            value.workload,
+            EndpointImage {
+                identity: value.identity,
+                policies: value.policies,
+                address_v4: value.address_v4,
+                address_v6: value.address_v6,
+                revision: value.head_revision,
+                ready: value.flags & ENDPOINT_READY != 0,
+                incomplete: value.flags & ENDPOINT_ADDRESSES_INCOMPLETE != 0,
+            },
+        );
+    }
+    // `device` and `bridge` belong to this machine, not to the image; the reconciler fills them in again.
+    for address in found.image.addresses.values_mut() {
+        address.device = 0;
+        address.bridge = 0;
+    }
+    Ok(found)
+}

@@ -1,0 +1,3 @@
+//! Where facts come from.
+
+pub mod files;
