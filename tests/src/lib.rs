@@ -8,3 +8,4 @@ pub mod frames;
 pub mod lab;
 pub mod require;
 pub mod traffic;
+pub mod worlds;

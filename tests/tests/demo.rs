@@ -24,21 +24,21 @@ const STORY: &[&str] = &["GlobalNetworkPolicy pci-isolation", "NetworkPolicy sho
 
 #[test]
 fn the_demo_is_green_with_routed_pods() {
-    if skip_unless("the_demo_is_green_with_routed_pods", NEEDS) {
+    if !skip_unless(NEEDS) {
         check(&[], true, STORY);
     }
 }
 
 #[test]
 fn the_demo_is_green_with_bridged_pods() {
-    if skip_unless("the_demo_is_green_with_bridged_pods", NEEDS) {
+    if !skip_unless(NEEDS) {
         check(&["--bridged"], true, STORY);
     }
 }
 
 #[test]
 fn the_demo_fails_when_a_program_is_detached_in_the_middle() {
-    if skip_unless("the_demo_fails_when_a_program_is_detached_in_the_middle", NEEDS) {
+    if !skip_unless(NEEDS) {
         check(&["--sabotage"], false, &["disagreement(s)", "shop/web -> payments/card-db 5432/TCP"]);
     }
 }
