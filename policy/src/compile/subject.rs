@@ -1,0 +1,163 @@
+//! The rules that apply to one endpoint in one direction and family, as content that can be numbered.
+
+use crate::model::{
+    Action, DefaultDecider, Direction, Family, Peer, Peers, PolicyRef, PortMatch, Rules, TierDefault, Traffic, TrafficMatch,
+    World,
+};
+use crate::provenance::{Identity, number};
+use reeve_abi::ids::PolicyNumber;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Everything that decides for a subject in one direction and family.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Applied {
+    pub(crate) direction: Direction,
+    pub(crate) tiers: Vec<AppliedTier>,
+}
+
+/// A tier that selects the subject.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppliedTier {
+    pub(crate) name: String,
+    pub(crate) default: TierDefault,
+    pub(crate) policies: Vec<AppliedPolicy>,
+}
+
+/// A policy that selects the subject.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppliedPolicy {
+    pub(crate) reference: Arc<PolicyRef>,
+    pub(crate) rules: AppliedRules,
+}
+
+/// Its rules that can match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AppliedRules {
+    List(Vec<AppliedRule>),
+    Closed(DefaultDecider),
+}
+
+/// A rule whose conditions on the subject hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppliedRule {
+    pub(crate) index: u32,
+    pub(crate) action: Action,
+    pub(crate) name: Option<String>,
+    /// `None`: anyone.
+    pub(crate) peers: Option<Vec<Peer>>,
+    pub(crate) traffic: Traffic,
+}
+
+impl Applied {
+    /// Collects what applies to a subject; `own` is its identity at its address of that family. `None`: nothing selects it.
+    pub(crate) fn of(world: &World, own: &Identity, direction: Direction, family: Family) -> Option<Self> {
+        let tiers: Vec<AppliedTier> = world
+            .tiers
+            .iter()
+            .filter_map(|(tier, policies)| {
+                let policies: Vec<AppliedPolicy> = policies
+                    .iter()
+                    .filter_map(|policy| {
+                        let rules = match direction {
+                            Direction::Ingress => &policy.ingress,
+                            Direction::Egress => &policy.egress,
+                        };
+                        if matches!(rules, Rules::NotApplied) || !own.is_selected(&policy.subject) {
+                            return None;
+                        }
+                        Some(AppliedPolicy {
+                            reference: Arc::clone(&policy.reference),
+                            rules: applied_rules(rules, own, direction, family),
+                        })
+                    })
+                    .collect();
+                (!policies.is_empty()).then(|| AppliedTier { name: tier.name.clone(), default: tier.default, policies })
+            })
+            .collect();
+        (!tiers.is_empty()).then_some(Self { direction, tiers })
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self) -> PolicyNumber {
+        PolicyNumber(content_number("policy", self))
+    }
+
+    /// All its rules.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &AppliedRule> {
+        self.tiers.iter().flat_map(|tier| &tier.policies).flat_map(|policy| match &policy.rules {
+            AppliedRules::List(list) => list.as_slice(),
+            AppliedRules::Closed(_) => &[],
+        })
+    }
+}
+
+fn applied_rules(rules: &Rules, own: &Identity, direction: Direction, family: Family) -> AppliedRules {
+    let list = match rules {
+        Rules::NotApplied => &[],
+        Rules::Closed(default) => return AppliedRules::Closed(*default),
+        Rules::List(list) => list.as_slice(),
+    };
+    let active = list.iter().zip(0_u32..).filter(|(rule, _)| {
+        rule.family.is_none_or(|only| only == family) && own.is_among(&rule.own) && rule.peer != Peers::Nobody
+    });
+    AppliedRules::List(
+        active
+            .map(|(rule, index)| AppliedRule {
+                index,
+                action: rule.action,
+                name: rule.name.clone(),
+                peers: match &rule.peer {
+                    Peers::Anyone => None,
+                    Peers::Nobody => Some(Vec::new()),
+                    Peers::OneOf(list) => Some(list.clone()),
+                },
+                traffic: match direction {
+                    Direction::Ingress => named_resolved(&rule.traffic, own),
+                    Direction::Egress => rule.traffic.clone(),
+                },
+            })
+            .collect(),
+    )
+}
+
+/// The same traffic with the ports of `owner` in place of names.
+pub(crate) fn named_resolved(traffic: &Traffic, owner: &Identity) -> Traffic {
+    let resolve = |list: &[TrafficMatch]| -> Vec<TrafficMatch> {
+        list.iter()
+            .flat_map(|one| match &one.ports {
+                PortMatch::Named(name) => owner
+                    .ports
+                    .iter()
+                    .filter(|port| port.name == *name && one.protocol.is_none_or(|p| p == port.protocol))
+                    .map(|port| TrafficMatch {
+                        protocol: Some(port.protocol),
+                        ports: PortMatch::Range(port.port, port.port),
+                    })
+                    .collect(),
+                _ => vec![one.clone()],
+            })
+            .collect()
+    };
+    Traffic { any_of: traffic.any_of.as_deref().map(resolve), none_of: resolve(&traffic.none_of) }
+}
+
+/// Numbers content by its canonical walk.
+pub(crate) fn content_number<T: Hash>(domain: &str, content: &T) -> u64 {
+    let mut bytes = Bytes(Vec::new());
+    content.hash(&mut bytes);
+    number(domain, &bytes.0)
+}
+
+/// Collects what `Hash` walks over: every field in order, lengths included.
+struct Bytes(Vec<u8>);
+
+impl Hasher for Bytes {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        number("bytes", &self.0)
+    }
+}
