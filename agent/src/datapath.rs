@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod attach;
+pub mod discover;
 pub mod load;
 pub mod maps;
 mod syscall;

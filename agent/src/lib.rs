@@ -3,6 +3,7 @@
 //! Invariant: the agent decides nothing; verdicts come from the image that `reeve-policy` compiles. Here live the
 //! awaits, syscalls and clocks that the pure crates do without.
 
+pub mod config;
 pub mod datapath;
 pub mod dictionary;
 pub mod watch;

@@ -1,0 +1,144 @@
+//! Settings: a flag beats the `REEVE_*` environment, which beats the TOML file, which beats the default.
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// What may be given, on the command line or in the environment, and under the same names in the TOML file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Parser, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[command(version, about = "Enforces network policy on this node and names the decider of every verdict")]
+pub struct Given {
+    /// TOML file with these settings.
+    #[arg(long, env = "REEVE_CONFIG", global = true)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory of Kubernetes manifests to enforce.
+    #[arg(long, env = "REEVE_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node, as in `spec.nodeName` of its pods.
+    #[arg(long, env = "REEVE_NODE")]
+    pub node: Option<String>,
+    /// A mounted bpffs; pins are under `reeve/v1`.
+    #[arg(long, env = "REEVE_BPFFS", global = true)]
+    pub bpffs: Option<PathBuf>,
+    /// Directory of the socket and the lock.
+    #[arg(long, env = "REEVE_RUN_DIR", global = true)]
+    pub run_dir: Option<PathBuf>,
+    /// Directory of the dictionary.
+    #[arg(long, env = "REEVE_STATE_DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// A cgroup2 mount.
+    #[arg(long, env = "REEVE_CGROUP")]
+    pub cgroup: Option<PathBuf>,
+    /// Where flow records go: a file, or `stdout`.
+    #[arg(long, env = "REEVE_RECORDS")]
+    pub records: Option<String>,
+    /// Where `/metrics`, `/healthz` and `/readyz` listen.
+    #[arg(long, env = "REEVE_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// `max_entries` by map name, in the TOML file only.
+    #[arg(skip)]
+    pub map_entries: BTreeMap<String, u32>,
+}
+
+/// What holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "as in `Given`")]
+pub struct Config {
+    pub manifests: Option<PathBuf>,
+    pub node: Option<String>,
+    pub bpffs: PathBuf,
+    pub run_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub cgroup: PathBuf,
+    pub records: String,
+    pub metrics_listen: SocketAddr,
+    pub map_entries: BTreeMap<String, u32>,
+}
+
+/// The settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentence of each variant says it")]
+pub enum ConfigError {
+    #[error("settings file {path} cannot be read")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("settings file {path}: {what}")]
+    Text { path: PathBuf, what: String },
+}
+
+impl Given {
+    /// Adds the TOML file, if one is named, and the defaults.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None => Self::default(),
+        };
+        Ok(Config {
+            manifests: self.manifests.or(file.manifests),
+            node: self.node.or(file.node),
+            bpffs: self.bpffs.or(file.bpffs).unwrap_or_else(|| "/sys/fs/bpf".into()),
+            run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/reeve".into()),
+            state_dir: self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/reeve".into()),
+            cgroup: self.cgroup.or(file.cgroup).unwrap_or_else(|| "/sys/fs/cgroup".into()),
+            records: self.records.or(file.records).unwrap_or_else(|| "stdout".to_owned()),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen).unwrap_or((Ipv4Addr::LOCALHOST, 9464).into()),
+            map_entries: file.map_entries,
+        })
+    }
+}
+
+impl Config {
+    /// Directory of the pinned maps.
+    pub fn map_pins(&self) -> PathBuf {
+        self.bpffs.join("reeve/v1/maps")
+    }
+
+    /// Directory of the pinned links.
+    pub fn link_pins(&self) -> PathBuf {
+        self.bpffs.join("reeve/v1/links")
+    }
+
+    /// The dictionary's file.
+    pub fn dictionary(&self) -> PathBuf {
+        self.state_dir.join("dictionary.jsonl")
+    }
+}
+
+fn read(path: &Path) -> Result<Given, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Text { path: path.to_owned(), what: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flag_beats_file_and_file_beats_default() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, "node = \"file\"\nrecords = \"/records\"\n[map-entries]\nFLOWS = 64\n").expect("written");
+        let path = path.to_str().expect("text");
+        let config = Given::parse_from(["reeve-agent", "--config", path, "--node", "flag"]).resolve().expect("read");
+        assert_eq!(config.node.as_deref(), Some("flag"));
+        assert_eq!((config.records.as_str(), config.run_dir.as_path()), ("/records", Path::new("/run/reeve")));
+        assert_eq!(config.map_entries, BTreeMap::from([("FLOWS".to_owned(), 64)]));
+    }
+
+    #[test]
+    fn unknown_key_of_the_file_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, "nod = \"x\"\n").expect("written");
+        let given = Given { config: Some(path), ..Given::default() };
+        assert!(matches!(given.resolve(), Err(ConfigError::Text { .. })));
+    }
+}

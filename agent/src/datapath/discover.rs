@@ -1,0 +1,198 @@
+//! Finds the device behind which a pod's address lives: by route (routed pods), or by neighbour and forwarding table
+//! when the route leads to a bridge.
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, UdpSocket};
+
+/// A device on which one pod's traffic passes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Device {
+    /// Interface name.
+    pub name: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// Index of the bridge that it is a port of, 0 if routed.
+    pub bridge: u32,
+}
+
+/// Where an address is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Behind this device.
+    Device(Device),
+    /// Behind a bridge that does not know the port yet; resolution has been asked for, try again.
+    Resolving {
+        /// Index of the bridge.
+        bridge: u32,
+    },
+    /// No route leads to a device that belongs to one pod.
+    Nowhere,
+}
+
+/// The links of this network namespace at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Links(BTreeMap<u32, Link>);
+
+#[derive(Clone, Debug, Default)]
+struct Link {
+    name: String,
+    kind: Option<InfoKind>,
+    master: u32,
+}
+
+impl Links {
+    /// Lists them.
+    pub async fn read(handle: &Handle) -> Result<Self, rtnetlink::Error> {
+        let mut links = BTreeMap::new();
+        let mut dump = handle.link().get().execute();
+        while let Some(message) = dump.try_next().await? {
+            let mut link = Link::default();
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => link.name = name,
+                    LinkAttribute::Controller(master) => link.master = master,
+                    LinkAttribute::LinkInfo(infos) => {
+                        link.kind = infos.into_iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+                    }
+                    _ => {}
+                }
+            }
+            links.insert(message.header.index, link);
+        }
+        Ok(Self(links))
+    }
+
+    /// Whether the interface is there.
+    pub fn contains(&self, ifindex: u32) -> bool {
+        self.0.contains_key(&ifindex)
+    }
+}
+
+/// Addresses of this namespace's own interfaces.
+pub async fn local_addresses(handle: &Handle) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
+    let mut found = BTreeSet::new();
+    let mut dump = handle.address().get().execute();
+    while let Some(message) = dump.try_next().await? {
+        for attribute in message.attributes {
+            if let AddressAttribute::Address(address) | AddressAttribute::Local(address) = attribute {
+                found.insert(address);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Finds one pod's device.
+pub async fn find(handle: &Handle, links: &Links, address: IpAddr) -> Result<Place, rtnetlink::Error> {
+    let Some(ifindex) = route_device(handle, address).await? else { return Ok(Place::Nowhere) };
+    let Some(link) = links.0.get(&ifindex) else { return Ok(Place::Nowhere) };
+    match link.kind {
+        Some(InfoKind::Bridge) => {
+            let port = match neighbour(handle, ifindex, address).await? {
+                Some(mac) => forwarding_port(handle, ifindex, &mac).await?,
+                None => None,
+            };
+            Ok(match port.and_then(|port| Some((port, links.0.get(&port)?))) {
+                // A VXLAN or a NIC in the bridge leads to other nodes, not to one pod.
+                Some((port, link)) if link.kind == Some(InfoKind::Veth) && link.master == ifindex => {
+                    Place::Device(Device { name: link.name.clone(), ifindex: port, bridge: ifindex })
+                }
+                Some(_) => Place::Nowhere,
+                None => {
+                    resolve(address);
+                    Place::Resolving { bridge: ifindex }
+                }
+            })
+        }
+        Some(InfoKind::Veth) => Ok(Place::Device(Device { name: link.name.clone(), ifindex, bridge: 0 })),
+        _ => Ok(Place::Nowhere),
+    }
+}
+
+/// The device of the route to an address, if it goes there without a gateway.
+async fn route_device(handle: &Handle, address: IpAddr) -> Result<Option<u32>, rtnetlink::Error> {
+    let message = match address {
+        IpAddr::V4(v4) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+        IpAddr::V6(v6) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+    };
+    let mut answer = handle.route().get(message).execute();
+    let route = match answer.try_next().await {
+        Ok(Some(route)) => route,
+        // No route is an answer, not a fault.
+        Ok(None) | Err(rtnetlink::Error::NetlinkError(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if route.header.kind != RouteType::Unicast {
+        return Ok(None);
+    }
+    let mut device = None;
+    for attribute in route.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => device = Some(ifindex),
+            // A gateway that is the pod itself is still the pod.
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) if IpAddr::V4(v4) != address => return Ok(None),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) if IpAddr::V6(v6) != address => return Ok(None),
+            _ => {}
+        }
+    }
+    Ok(device)
+}
+
+async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<Option<Vec<u8>>, rtnetlink::Error> {
+    let mut dump = handle.neighbours().get().execute();
+    let mut found = None;
+    while let Some(message) = dump.try_next().await? {
+        if message.header.ifindex != ifindex {
+            continue;
+        }
+        let (mut same, mut mac) = (false, None);
+        for attribute in message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => same = IpAddr::V4(v4) == address,
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => same = IpAddr::V6(v6) == address,
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes),
+                _ => {}
+            }
+        }
+        if same {
+            found = mac;
+        }
+    }
+    Ok(found)
+}
+
+async fn forwarding_port(handle: &Handle, bridge: u32, mac: &[u8]) -> Result<Option<u32>, rtnetlink::Error> {
+    let mut request = handle.neighbours().get();
+    request.message_mut().header.family = AddressFamily::Bridge;
+    let mut dump = request.execute();
+    let mut found = None;
+    while let Some(message) = dump.try_next().await? {
+        let (mut same, mut master) = (false, 0);
+        for attribute in message.attributes {
+            match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => same = bytes == mac,
+                NeighbourAttribute::Controller(index) => master = index,
+                _ => {}
+            }
+        }
+        if same && master == bridge {
+            found = Some(message.header.ifindex);
+        }
+    }
+    Ok(found)
+}
+
+/// Makes the kernel ask who has the address, by one empty datagram to the discard port.
+fn resolve(address: IpAddr) {
+    let any: IpAddr = if address.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    if let Err(error) = UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(&[], (address, 9))) {
+        tracing::debug!(%address, %error, "asking for the pod's neighbour entry failed");
+    }
+}
