@@ -5,6 +5,7 @@ pub mod attach;
 pub mod discover;
 pub mod load;
 pub mod maps;
+pub mod reconcile;
 mod syscall;
 
 pub use attach::Attachments;
