@@ -83,14 +83,21 @@ fn sleeps(file: &File, complaints: &mut Vec<Complaint>) {
 }
 
 /// In the lowering an unreadable value is a problem to report, never an absence.
+///
+/// Where the problem has been noted by then, a comment on the line or the one above says so with the word "reported".
 fn swallowed_errors(file: &File, complaints: &mut Vec<Complaint>) {
     if !file.path.starts_with("policy/src/lower") {
         return;
     }
+    let mut comment_above = "";
     for (number, line) in file.lines() {
-        if line.split("//").next().unwrap_or_default().contains(".ok()") {
-            complaints.push(file.complaint(number, "`.ok()` swallows what must become a problem"));
+        let (code, comment) = line.split_once("//").unwrap_or((line, ""));
+        let is_reported = [comment, comment_above].iter().any(|comment| comment.contains("reported"));
+        if code.contains(".ok()") && !is_reported {
+            let what = "`.ok()` swallows what must become a problem; where it has become one, say `// reported ...`";
+            complaints.push(file.complaint(number, what));
         }
+        comment_above = comment;
     }
 }
 
@@ -154,6 +161,17 @@ mod tests {
         check(
             &[("tests/tests/a.rs", "//! A thing.\nstd::thread::sleep(x);\n// no thread::sleep here\n")],
             &["tests/tests/a.rs:2: no sleeps in tests: wait for a revision, a readiness guard or a record"],
+        );
+    }
+
+    #[test]
+    fn the_lowering_swallows_nothing_unless_it_was_reported() {
+        let reported = "//! A thing.\n// reported by `text`\nlet x = y.ok();\nlet z = y.ok(); // reported above\n";
+        check(&[("policy/src/lower/a.rs", reported), ("policy/src/b.rs", "//! A thing.\ny.ok()\n")], &[]);
+        check(
+            &[("policy/src/lower/a.rs", "//! A thing.\ny.ok()\n")],
+            &["policy/src/lower/a.rs:2: `.ok()` swallows what must become a problem; where it has become one, say \
+               `// reported ...`"],
         );
     }
 
