@@ -32,7 +32,8 @@ impl DictionaryFile {
     /// map refers to it, as it was never synced.
     pub fn open(path: &Path) -> Result<(Self, Vec<DictionaryEntry>), DictionaryError> {
         let failed = |source| DictionaryError::File { path: path.to_owned(), source };
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
         let text = io::read_to_string(&file).map_err(failed)?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let mut entries = Vec::new();
@@ -80,7 +81,12 @@ mod tests {
     use reeve_policy::provenance::{WorkloadName, workload_id};
 
     fn entry(uid: &str) -> DictionaryEntry {
-        let workload = WorkloadName { uid: uid.to_owned(), namespace: "shop".to_owned(), name: uid.to_owned(), node: String::new() };
+        let workload = WorkloadName {
+            uid: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            name: uid.to_owned(),
+            node: String::new(),
+        };
         DictionaryEntry::Workload { id: workload_id(uid), workload }
     }
 

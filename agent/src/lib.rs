@@ -6,4 +6,5 @@
 pub mod config;
 pub mod datapath;
 pub mod dictionary;
+pub mod uninstall;
 pub mod watch;

@@ -41,7 +41,8 @@ pub enum AttachError {
 }
 
 /// The two ends of a device's traffic.
-const HOOKS: [(&str, &str, TcAttachType); 2] = [(FROM_POD, "from", TcAttachType::Ingress), (TO_POD, "to", TcAttachType::Egress)];
+const HOOKS: [(&str, &str, TcAttachType); 2] =
+    [(FROM_POD, "from", TcAttachType::Ingress), (TO_POD, "to", TcAttachType::Egress)];
 
 /// Links held, pinned or (in tests) by file descriptor only.
 #[derive(Debug)]
@@ -79,7 +80,8 @@ impl Attachments {
     pub fn resume(&mut self, loaded: &mut Loaded) -> Result<Resumed, AttachError> {
         let mut resumed = Resumed::default();
         let Some(directory) = self.directory.clone() else { return Ok(resumed) };
-        let entries = std::fs::read_dir(&directory).map_err(|source| AttachError::File { path: directory.clone(), source })?;
+        let entries =
+            std::fs::read_dir(&directory).map_err(|source| AttachError::File { path: directory.clone(), source })?;
         let mut found: BTreeMap<u32, Vec<(&'static str, PathBuf)>> = BTreeMap::new();
         for entry in entries {
             let entry = entry.map_err(|source| AttachError::File { path: directory.clone(), source })?;
@@ -134,7 +136,12 @@ impl Attachments {
                 }
                 remove(path)?;
             }
-            let failed = |source| AttachError::Program { interface: interface.to_owned(), ifindex, program, source: Box::new(source) };
+            let failed = |source| AttachError::Program {
+                interface: interface.to_owned(),
+                ifindex,
+                program,
+                source: Box::new(source),
+            };
             let classifier = loaded.classifier(program)?;
             let id = classifier
                 .attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(LinkOrder::first()))
@@ -179,20 +186,26 @@ fn replace(loaded: &mut Loaded, program: &'static str, path: &Path) -> Result<Op
             PinnedLink::from_pin(path).map(Some).map_err(link_error)
         }
         Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOLINK) => Ok(None),
-        Err(source) => {
-            Err(AttachError::Program { interface: path.display().to_string(), ifindex: 0, program, source: Box::new(source) })
-        }
+        Err(source) => Err(AttachError::Program {
+            interface: path.display().to_string(),
+            ifindex: 0,
+            program,
+            source: Box::new(source),
+        }),
     }
 }
 
 fn pin(link: SchedClassifierLink, path: &Path) -> Result<PinnedLink, AttachError> {
-    let link: FdLink = link.try_into().map_err(|source| AttachError::Link { path: path.to_owned(), source: Box::new(source) })?;
+    let link: FdLink =
+        link.try_into().map_err(|source| AttachError::Link { path: path.to_owned(), source: Box::new(source) })?;
     link.pin(path).map_err(|error| AttachError::Pin { path: path.to_owned(), what: error.to_string() })
 }
 
 fn remove(path: &Path) -> Result<(), AttachError> {
     match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(AttachError::File { path: path.to_owned(), source }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::File { path: path.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }

@@ -59,7 +59,9 @@ impl Links {
                     LinkAttribute::IfName(name) => link.name = name,
                     LinkAttribute::Controller(master) => link.master = master,
                     LinkAttribute::LinkInfo(infos) => {
-                        link.kind = infos.into_iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+                        link.kind = infos
+                            .into_iter()
+                            .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
                     }
                     _ => {}
                 }
@@ -191,7 +193,8 @@ async fn forwarding_port(handle: &Handle, bridge: u32, mac: &[u8]) -> Result<Opt
 
 /// Makes the kernel ask who has the address, by one empty datagram to the discard port.
 fn resolve(address: IpAddr) {
-    let any: IpAddr = if address.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if address.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     if let Err(error) = UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(&[], (address, 9))) {
         tracing::debug!(%address, %error, "asking for the pod's neighbour entry failed");
     }

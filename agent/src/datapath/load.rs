@@ -97,7 +97,8 @@ impl Loaded {
             loader.map_max_entries(name, *entries);
         }
         if let Pins::Directory(directory) = pins {
-            std::fs::create_dir_all(directory).map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))?;
+            std::fs::create_dir_all(directory)
+                .map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))?;
             let declared = declarations(object, capacities)?;
             let old_abi = set_aside_other_abi(directory, &mut replaced)?;
             for &name in PINNED {
@@ -124,7 +125,9 @@ impl Loaded {
                 .map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
         }
         let events = match programs.take_map(EVENTS) {
-            Some(map) => RingBuf::try_from(map).map_err(|source| LoadError::Map { name: EVENTS, source: Box::new(source) })?,
+            Some(map) => {
+                RingBuf::try_from(map).map_err(|source| LoadError::Map { name: EVENTS, source: Box::new(source) })?
+            }
             None => return Err(LoadError::Missing { kind: "map", name: EVENTS }),
         };
         let maps = open(&programs)?;
@@ -299,11 +302,7 @@ fn clone_fd(data: &MapData, name: &'static str) -> Result<std::os::fd::OwnedFd, 
 fn map_data<'a>(programs: &'a Ebpf, name: &'static str) -> Result<&'a MapData, LoadError> {
     match programs.map(name) {
         Some(
-            Map::Array(data)
-            | Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::LpmTrie(data)
-            | Map::PerCpuArray(data),
+            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data),
         ) => Ok(data),
         _ => Err(LoadError::Missing { kind: "map", name }),
     }

@@ -15,8 +15,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Names of all maps that are pinned.
 pub const PINNED: &[&str] = &[
-    "ENDPOINTS", "ADDRESSES", "NETWORKS", "CLASSES", "PEERS", "PORTS", "RANGES", "FLOWS", "DENIED", "EDGES", "FRAGMENTS",
-    "STATS", "CONFIG",
+    "ENDPOINTS",
+    "ADDRESSES",
+    "NETWORKS",
+    "CLASSES",
+    "PEERS",
+    "PORTS",
+    "RANGES",
+    "FLOWS",
+    "DENIED",
+    "EDGES",
+    "FRAGMENTS",
+    "STATS",
+    "CONFIG",
 ];
 
 /// The ring buffer; never pinned, a new agent has its own.
@@ -88,7 +99,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// The value of one key.
     pub fn get(&self, key: &K) -> Result<Option<V>, MapError> {
         let mut value = V::zeroed();
-        let found = syscall::lookup(self.fd(), key, bytemuck::bytes_of_mut(&mut value)).map_err(self.failed("look-up"))?;
+        let found =
+            syscall::lookup(self.fd(), key, bytemuck::bytes_of_mut(&mut value)).map_err(self.failed("look-up"))?;
         Ok(found.map(|()| value))
     }
 
@@ -106,7 +118,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn put_many(&self, rows: &[(K, V)]) -> Result<(), MapError> {
         if self.batches == Batches::Known && rows.len() > 1 {
             let (keys, values): (Vec<K>, Vec<V>) = rows.iter().copied().unzip();
-            return syscall::update_batch(self.fd(), &keys, &values).map_err(|(_, error)| self.failed("batch update")(error));
+            return syscall::update_batch(self.fd(), &keys, &values)
+                .map_err(|(_, error)| self.failed("batch update")(error));
         }
         rows.iter().try_for_each(|(key, value)| self.put(key, value))
     }

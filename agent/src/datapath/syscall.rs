@@ -106,7 +106,11 @@ pub(super) fn next_key<K: Pod>(fd: BorrowedFd<'_>, key: Option<&K>) -> io::Resul
 }
 
 /// Inserts or replaces many; on failure the number that went in comes with the error.
-pub(super) fn update_batch<K: Pod, V: Pod>(fd: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), (usize, io::Error)> {
+pub(super) fn update_batch<K: Pod, V: Pod>(
+    fd: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
     debug_assert_eq!(keys.len(), values.len());
     batch(MAP_UPDATE_BATCH, fd, keys.as_ptr().cast(), values.as_ptr().cast(), keys.len())
 }
