@@ -208,7 +208,10 @@ fn lab_with_everything(name: &str) -> (Lab, Node, Child) {
     let lab = Lab::new(name).unwrap();
     let node = lab.node("n1", Mode::Routed).unwrap();
     pod(&node, "a");
-    let child = node.spawn(Command::new("sleep").arg("1000").stdin(Stdio::null()).stdout(Stdio::null())).unwrap();
+    // The shell's own child is noted nowhere.
+    let mut command = Command::new("sh");
+    command.args(["-c", "sleep 1000 & wait"]).stdin(Stdio::null()).stdout(Stdio::null());
+    let child = node.spawn(&mut command).unwrap();
     (lab, node, child)
 }
 

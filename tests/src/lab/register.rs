@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use super::{ip, wait};
 
@@ -143,7 +143,10 @@ fn clean(directory: &Path) -> anyhow::Result<()> {
         wait::until("a cgroup to be empty", Duration::from_secs(5), || match fs::remove_dir(&cgroup) {
             Ok(()) => Ok(Some(())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(None),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                end_members(Path::new(&cgroup));
+                Ok(None)
+            }
             Err(error) => bail!("cannot remove {cgroup}: {error}"),
         })?;
     }
@@ -171,6 +174,21 @@ fn end(note: &str) -> anyhow::Result<()> {
         bail!("process {note} was killed but does not end");
     }
     Ok(())
+}
+
+/// Kills what nobody noted: children of a node's processes, or one that was started when the lab was killed.
+fn end_members(cgroup: &Path) {
+    // A threaded cgroup lists threads only, and has no `cgroup.kill`.
+    let threads = fs::read_to_string(cgroup.join("cgroup.threads")).unwrap_or_default();
+    for thread in threads.lines() {
+        let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let group = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+        let process = group.and_then(Pid::from_raw).filter(|process| *process != rustix::process::getpid());
+        if let Some(process) = process {
+            // It may have ended in the meantime.
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
 }
 
 /// Whether the process of a note, `pid start`, still lives and is the same one.
