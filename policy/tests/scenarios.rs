@@ -1,14 +1,61 @@
 //! Scenarios as text: manifests, then one row for every pod, other pod and port, with verdict and both deciders.
 
+use reeve_policy::engine::Engine;
+use reeve_policy::image::mapped;
 use reeve_policy::manifest;
-use reeve_policy::model::{Decider, Decision, Verdict, World};
-use reeve_policy::oracle::{self, Explanation};
-use reeve_policy::store::{Change, Store};
+use reeve_policy::model::{Decider, Decision, Direction, Family, Verdict, Workload};
+use reeve_policy::oracle::{self, Explanation, Owner};
+use reeve_policy::provenance::workload_id;
+use reeve_policy::store::Change;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-type Judge = fn(&World, IpAddr, IpAddr, u8, u16) -> Explanation;
-const JUDGES: &[(&str, Judge)] = &[("oracle", oracle::explain)];
+type Judge = fn(&Nodes, IpAddr, IpAddr, u8, u16) -> Explanation;
+const JUDGES: &[(&str, Judge)] = &[("oracle", by_oracle), ("image", by_image)];
+
+/// The same facts as each node sees them.
+struct Nodes(BTreeMap<String, Engine>);
+
+impl Nodes {
+    fn new(changes: &[Change]) -> Self {
+        let engine = |node: &str| {
+            let mut engine = Engine::new(node, 0);
+            engine.apply(changes.to_vec());
+            engine
+        };
+        let first = engine("node-1");
+        let names: BTreeSet<String> = first.world().workloads.values().map(|pod| pod.node.clone()).collect();
+        Self(names.iter().map(|name| (name.clone(), engine(name))).chain([("node-1".to_owned(), first)]).collect())
+    }
+
+    fn first(&self) -> &Engine {
+        &self.0["node-1"]
+    }
+}
+
+fn by_oracle(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) -> Explanation {
+    oracle::explain(nodes.first().world(), from, to, protocol, port)
+}
+
+/// What each end's node finds in its image; it must be the oracle's decision, whole.
+fn by_image(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) -> Explanation {
+    let family = if from.is_ipv4() { Family::V4 } else { Family::V6 };
+    let end = |own: IpAddr, peer: IpAddr, direction| {
+        let Owner::Workload(pod) = oracle::owner(nodes.first().world(), own) else { return None };
+        let engine = &nodes.0[&pod.node];
+        let id = engine.image().lookup(workload_id(&pod.uid), direction, family, mapped(peer), protocol, port);
+        let id = id.unwrap_or_else(|| panic!("{} has no endpoint on {}", pod.name, pod.node));
+        let decision = engine.dictionary().get_decision(id).unwrap_or_else(|| panic!("decision {id} has no entry"));
+        Some((pod, decision))
+    };
+    let egress: Option<(Arc<Workload>, Decision)> = end(from, to, Direction::Egress);
+    let ingress = end(to, from, Direction::Ingress);
+    let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
+    let found = Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow } };
+    assert_eq!(found, by_oracle(nodes, from, to, protocol, port), "{from} -> {to} {protocol}/{port}");
+    found
+}
 
 fn decider(decision: &Decision) -> String {
     match &decision.decider {
@@ -24,12 +71,11 @@ fn decider(decision: &Decision) -> String {
 fn run(name: &str, text: &str) {
     let (manifests, table) = text.split_once("\n=== ").expect("a scenario has a table");
     let (ports, table) = table.split_once('\n').expect("the table begins with its ports");
-    let mut store = Store::new("node-1");
-    for object in manifest::parse(manifests, name).expect("the manifests are readable") {
-        store.apply(Change::Apply(object));
-    }
-    assert_eq!(store.problems(), [], "{name}");
-    let world = store.world();
+    let objects = manifest::parse(manifests, name).expect("the manifests are readable");
+    let changes: Vec<Change> = objects.into_iter().map(Change::Apply).collect();
+    assert_eq!(Engine::new("node-1", 0).apply(changes.clone()).problems, [], "{name}");
+    let nodes = Nodes::new(&changes);
+    let world = nodes.first().world();
     let pods: BTreeMap<&str, IpAddr> =
         world.workloads.values().map(|pod| (pod.name.as_str(), pod.addresses[0])).collect();
     let mut missing: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
@@ -51,7 +97,7 @@ fn run(name: &str, text: &str) {
             other => panic!("{name}: {other} is no protocol"),
         };
         for (judge, explain) in JUDGES {
-            let found = explain(world, pods[from], pods[to], protocol, number.parse().expect("a port"));
+            let found = explain(&nodes, pods[from], pods[to], protocol, number.parse().expect("a port"));
             let verdict_found = if found.verdict == Verdict::Allow { "allow" } else { "deny" };
             let side = |side: &Option<_>| side.as_ref().map_or("none".to_owned(), |(_, decision)| decider(decision));
             let found = [verdict_found.to_owned(), side(&found.egress), side(&found.ingress)];
