@@ -5,6 +5,7 @@
 
 pub mod demo;
 pub mod frames;
+pub mod judge;
 pub mod lab;
 pub mod require;
 pub mod traffic;

@@ -1,0 +1,167 @@
+//! All judges on random worlds: the same verdict and the same decision, for each flow at each end.
+//!
+//! `REEVE_WORLDS` is the number of worlds (default 1000), `REEVE_SEED` the seed of the first one (default: random, printed).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use fastrand::Rng;
+use reeve_policy::engine::Engine;
+use reeve_policy::model::{
+    Decider, Decision, DefaultDecider, Direction, Outcome, Peers, PolicyKind, PortMatch, Rule, Rules, World,
+};
+use reeve_tests::judge::{Case, CompiledImage, Judge, Oracle};
+use reeve_tests::worlds::{NODE, RandomWorld, flows};
+
+const FLOWS: usize = 50;
+
+/// What must each decide at least 5 % of the judged flows.
+const KINDS: [&str; 5] =
+    ["Kubernetes rule", "GlobalNetworkPolicy rule", "Calico NetworkPolicy rule", "tier default", "no policy selects"];
+
+/// What must each be part of at least 1 % of the judged flows.
+const FEATURES: [&str; 6] = ["Pass", "named port", "port range", "CIDR with except", "IPv4", "IPv6"];
+
+fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
+    std::env::var(name).map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
+}
+
+fn engine(world: &RandomWorld) -> Engine {
+    let mut engine = Engine::new(NODE, 0);
+    engine.apply(world.changes());
+    engine
+}
+
+/// The decision that all judges give, or what each gives.
+fn agree(judges: &mut [Box<dyn Judge>], engine: &Engine, case: &Case) -> Result<Decision, String> {
+    let given: Vec<_> = judges.iter_mut().map(|judge| (judge.name(), judge.decide(engine, case))).collect();
+    if let Some(Ok(first)) = given.first().map(|(_, decision)| decision)
+        && given.iter().all(|(_, decision)| decision.as_ref() == Ok(first))
+    {
+        return Ok(first.clone());
+    }
+    let mut text = format!("{:?} at {:?} of {}:\n", case.flow, case.direction, case.subject.name);
+    for (name, decision) in given {
+        let shown = decision.map(|decision| serde_json::to_string(&decision).expect("plain data"));
+        writeln!(text, "  {name}: {}", shown.unwrap_or_else(|why| why)).expect("text grows");
+    }
+    Err(text)
+}
+
+/// The first case of this world about which the judges disagree.
+fn disagreement(judges: &mut [Box<dyn Judge>], world: &RandomWorld, flow: reeve_tests::worlds::Flow) -> Option<String> {
+    let engine = engine(world);
+    judges.iter_mut().for_each(|judge| judge.prepare(&engine));
+    Case::of(&engine, flow).iter().find_map(|case| agree(judges, &engine, case).err())
+}
+
+/// Runs the judges over random worlds and panics with the smallest world about which they disagree.
+fn run(judges: &mut [Box<dyn Judge>]) {
+    let worlds = number("REEVE_WORLDS", || 1000);
+    let seed = number("REEVE_SEED", || fastrand::u64(..));
+    let names: Vec<_> = judges.iter().map(|judge| judge.name()).collect();
+    println!("{} on {worlds} worlds x {FLOWS} flows, REEVE_SEED={seed}", names.join(", "));
+    let mut count = Count::default();
+    for seed in (0..worlds).map(|nth| seed.wrapping_add(nth)) {
+        let world = RandomWorld::new(seed);
+        let engine = engine(&world);
+        judges.iter_mut().for_each(|judge| judge.prepare(&engine));
+        for flow in flows(&mut Rng::with_seed(!seed), engine.world(), FLOWS) {
+            for case in Case::of(&engine, flow) {
+                match agree(judges, &engine, &case) {
+                    Ok(decision) => count.add(engine.world(), &case, &decision),
+                    Err(first) => {
+                        let judges = std::cell::RefCell::new(judges);
+                        let small = world.shrink(|world| disagreement(&mut judges.borrow_mut(), world, flow).is_some());
+                        let shown = disagreement(&mut judges.borrow_mut(), &small, flow).unwrap_or(first);
+                        panic!("REEVE_SEED={seed} REEVE_WORLDS=1: {shown}in\n{}", small.manifests());
+                    }
+                }
+            }
+        }
+    }
+    count.check(worlds);
+}
+
+/// Who decided, and what rules of which form had a part in it.
+#[derive(Default)]
+struct Count {
+    judged: usize,
+    kinds: BTreeMap<&'static str, usize>,
+    features: BTreeMap<&'static str, usize>,
+}
+
+impl Count {
+    fn add(&mut self, world: &World, case: &Case, decision: &Decision) {
+        self.judged += 1;
+        let kind = match &decision.decider {
+            Decider::Rule(rule) => match rule.policy.kind {
+                PolicyKind::NetworkPolicy => "Kubernetes rule",
+                PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy rule",
+                PolicyKind::CalicoNetworkPolicy => "Calico NetworkPolicy rule",
+            },
+            Decider::Default(DefaultDecider::TierDefault) => "tier default",
+            Decider::Default(DefaultDecider::NoPolicySelects) => "no policy selects",
+            Decider::Default(DefaultDecider::ContestedAddress) => "contested address",
+            Decider::Default(_) => "another default",
+        };
+        *self.kinds.entry(kind).or_default() += 1;
+        let rules = rules_on(world, case.direction, decision);
+        let traffic = |wanted: fn(&PortMatch) -> bool| {
+            rules.iter().flat_map(|rule| rule.traffic.any_of.iter().flatten()).any(|one| wanted(&one.ports))
+        };
+        let except = |rule: &&Rule| match &rule.peer {
+            Peers::OneOf(list) => list.iter().any(|peer| peer.nets.is_some() && !peer.not_nets.is_empty()),
+            Peers::Anyone | Peers::Nobody => false,
+        };
+        let holds = [
+            decision.path.iter().any(|step| step.outcome == Outcome::Passed),
+            traffic(|ports| matches!(ports, PortMatch::Named(_))),
+            traffic(|ports| matches!(ports, PortMatch::Range(first, last) if first < last)),
+            rules.iter().any(except),
+            case.flow.source.is_ipv4(),
+            case.flow.source.is_ipv6(),
+        ];
+        for (feature, _) in FEATURES.iter().zip(holds).filter(|(_, holds)| *holds) {
+            *self.features.entry(feature).or_default() += 1;
+        }
+    }
+
+    fn check(&self, worlds: u64) {
+        let share = |count: usize| count as f64 * 100.0 / self.judged.max(1) as f64;
+        println!("{} flows judged", self.judged);
+        for (name, count) in self.kinds.iter().chain(&self.features) {
+            println!("  {name:<28}{count:>8}{:>7.1} %", share(*count));
+        }
+        // Few worlds are a sample too small to speak of shares.
+        if worlds < 200 {
+            return;
+        }
+        let part = |of: &BTreeMap<&'static str, usize>, name: &str| share(of.get(name).copied().unwrap_or(0));
+        for kind in KINDS {
+            assert!(part(&self.kinds, kind) >= 5.0, "{kind} decides less than 5 % of the judged flows");
+        }
+        for feature in FEATURES {
+            assert!(part(&self.features, feature) >= 1.0, "{feature} has a part in less than 1 % of the judged flows");
+        }
+    }
+}
+
+/// The rules that a decision's path names.
+fn rules_on<'a>(world: &'a World, direction: Direction, decision: &Decision) -> Vec<&'a Rule> {
+    let policies = || world.tiers.iter().flat_map(|(_, policies)| policies);
+    let steps = decision.path.iter().filter_map(|step| Some((step.policy.as_ref()?, step.rule?)));
+    steps
+        .filter_map(|(reference, index)| {
+            let policy = policies().find(|policy| policy.reference == *reference)?;
+            let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
+            let Rules::List(list) = rules else { return None };
+            list.get(usize::try_from(index).ok()?)
+        })
+        .collect()
+}
+
+#[test]
+fn oracle_and_image_agree() {
+    run(&mut [Box::new(Oracle), Box::new(CompiledImage)]);
+}
