@@ -112,7 +112,8 @@ pub fn closing(flags: u32) -> bool {
 pub fn timeout_ns(config: &Config, ip_protocol: u8, flow: &FlowValue) -> u64 {
     let both = flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
     if flow.verdict != reeve_abi::policy::VERDICT_ALLOW {
-        return config.tcp_opening_ns; // a cut flow is remembered so that its other side cannot revive it
+        // A cut flow is remembered so that its other side cannot revive it. TCP resends after up to 120 s.
+        return if ip_protocol == protocol::TCP { config.tcp_established_ns } else { config.tcp_opening_ns };
     }
     match ip_protocol {
         protocol::TCP if closing(flow.flags) => config.tcp_closing_ns,

@@ -6,9 +6,10 @@
 
 pub mod env;
 pub mod flow;
+#[cfg(test)]
+mod host;
 pub mod judge;
 pub mod neighbour;
 pub mod parse;
 pub mod tell;
 pub mod walk;
-

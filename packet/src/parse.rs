@@ -140,8 +140,13 @@ fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
     if h[0] != 0 || h[1] != 1 || h[2] != 8 || h[3] != 0 || h[4] != 6 || h[5] != 4 {
         return Kind::Malformed;
     }
-    packet.source = Address::v4([h[14], h[15], h[16], h[17]]);
-    packet.destination = Address::v4([h[24], h[25], h[26], h[27]]);
+    // Nothing is left of the packet before.
+    *packet = Packet {
+        source: Address::v4([h[14], h[15], h[16], h[17]]),
+        destination: Address::v4([h[24], h[25], h[26], h[27]]),
+        bytes: 28,
+        ..Packet::default()
+    };
     Kind::Arp
 }
 
@@ -293,3 +298,6 @@ fn layer4<E: Env>(env: &E, quoted: bool, packet: &mut Packet) -> Kind {
     }
     Kind::Ip
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,14 @@ pub struct Scratch {
     pub edge: EdgeValue,
     /// An event.
     pub event: event::Event,
+    /// 1: a flow that is allowed now takes the place of a live one.
+    pub replaces: u32,
+    /// Unused.
+    pub reserved: u32,
 }
+
+/// Verdict of a flow entry whose end has been told: as good as none.
+const VERDICT_ENDED: u32 = 0;
 
 /// How often a torn endpoint is read again before the packet is dropped.
 const ENDPOINT_RETRIES: u32 = 2;
@@ -74,6 +81,7 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     s.config = *config;
     s.now_ns = env.now_ns();
     s.peer = Peer::default();
+    s.replaces = 0;
     match parse::frame(env, &mut s.packet) {
         Kind::Ip => {}
         Kind::Arp => return discovered(env, hook, s, neighbour::arp(hook, &s.endpoint, &s.packet)),
@@ -160,7 +168,8 @@ fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     };
     if p.fragment == FRAGMENT_FIRST {
         let value = FragmentValue {
-            ports: u32::from(p.source_port) << 16 | u32::from(p.destination_port),
+            // An ICMP query's identifier stands where the ports would.
+            ports: u32::from(p.source_port) << 16 | u32::from(p.destination_port | p.icmp_id),
             kind: u32::from(p.protocol) << 16 | u32::from(p.icmp_type) << 8 | u32::from(p.icmp_code),
             seen_ns: s.now_ns,
         };
@@ -175,9 +184,13 @@ fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     if s.now_ns.saturating_sub(found.seen_ns) > 60 * reeve_abi::config::SECOND_NS {
         return false;
     }
-    p.source_port = (found.ports >> 16) as u16;
-    p.destination_port = (found.ports & 0xffff) as u16;
     p.protocol = (found.kind >> 16 & 0xff) as u8;
+    if p.is_icmp() {
+        p.icmp_id = (found.ports & 0xffff) as u16;
+    } else {
+        p.source_port = (found.ports >> 16) as u16;
+        p.destination_port = (found.ports & 0xffff) as u16;
+    }
     p.icmp_type = (found.kind >> 8 & 0xff) as u8;
     p.icmp_code = (found.kind & 0xff) as u8;
     true
@@ -217,15 +230,18 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
 #[inline(always)]
 fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> Option<Action> {
     let original = found.direction == hook.direction();
+    if found.verdict == VERDICT_ENDED {
+        return None;
+    }
     if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(&s.config, s.packet.protocol, found) {
         ended(env, hook, s, found);
         return None;
     }
-    // A SYN from the other side, or on a flow that is over, opens a flow of its own.
+    // A SYN from the other side, or on a flow that is over, opens a flow of its own; this one ends if that is allowed.
     if flow::is_bare_syn(&s.packet)
         && (!original || flow::closing(found.flags) || found.verdict != VERDICT_ALLOW)
     {
-        ended(env, hook, s, found);
+        s.replaces = 1;
         return None;
     }
     if matches!(hook, Hook::ToPod) && found.arrives_by != env.ingress_ifindex().wrapping_add(1) {
@@ -234,6 +250,7 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
             return Some(refuse(env, hook, s, decision::SPOOFED_SOURCE));
         }
         if found.flags & ct::FLOW_OWN_NODE != 0 && !own_node(env, s) {
+            s.replaces = 1;
             return None; // what the own node may do, nobody else may in its name
         }
         found.arrives_by = env.ingress_ifindex().wrapping_add(1);
@@ -241,14 +258,27 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.config.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && found.flags & ct::FLOW_OWN_NODE == 0 {
         s.flow = *found;
-        if rejudge(env, hook, s) == 0 {
-            return Some(Action::Drop);
+        if rejudge(env, hook, s) == 1 {
+            // Not the counters: other CPUs add to them meanwhile.
+            found.decision = s.flow.decision;
+            found.verdict = s.flow.verdict;
+            found.revision = s.flow.revision;
+            found.peer_workload = s.flow.peer_workload;
+            found.peer_identity = s.flow.peer_identity;
+            found.own_identity = s.flow.own_identity;
+            found.address_epoch = s.flow.address_epoch;
+            found.flags = s.flow.flags;
+            found.flushed_ns = s.flow.flushed_ns;
+            found.flushed_packets = s.flow.flushed_packets;
+            found.flushed_bytes = s.flow.flushed_bytes;
         }
-        *found = s.flow;
     }
     let way = usize::from(!original);
     let packets = u64::from(env.segments());
-    found.last_ns = s.now_ns;
+    if original || found.verdict == VERDICT_ALLOW || s.packet.protocol == parse::protocol::TCP {
+        // What comes back on a cut flow does not keep it alive, or a peer's own datagrams would never be judged.
+        found.last_ns = s.now_ns;
+    }
     found.flags |= flow::seen(&s.packet, original);
     if way == 0 {
         env.add(&raw mut found.packets[0], packets);
@@ -262,8 +292,8 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
         if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.deny_report_ns {
             s.flow = *found;
             found.flushed_ns = s.now_ns;
-            found.flushed_packets = found.packets;
-            found.flushed_bytes = found.bytes;
+            found.flushed_packets = s.flow.packets;
+            found.flushed_bytes = s.flow.bytes;
             report_cut(env, hook, s);
         }
         return Some(Action::Drop);
@@ -271,8 +301,8 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
     if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.flush_ns {
         s.flow = *found;
         found.flushed_ns = s.now_ns;
-        found.flushed_packets = found.packets;
-        found.flushed_bytes = found.bytes;
+        found.flushed_packets = s.flow.packets;
+        found.flushed_bytes = s.flow.bytes;
         tell::edge(env, s, 0);
     }
     env.count(stats::ALLOWED_ESTABLISHED);
@@ -288,21 +318,40 @@ fn report_cut<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
     tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), event::EVENT_FLAG_CUT);
 }
 
-/// Tells that a flow has ended, and counts what is left of it.
+/// Tells, once, that a flow has ended, and counts what is left of it.
 #[inline(always)]
 fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
     s.flow = *found;
-    if found.verdict == VERDICT_ALLOW {
-        tell_ended(env, hook, s);
-    }
-    found.flushed_packets = found.packets;
-    found.flushed_bytes = found.bytes;
+    found.verdict = VERDICT_ENDED;
+    found.flushed_packets = s.flow.packets;
+    found.flushed_bytes = s.flow.bytes;
+    tell_ended(env, hook, s);
 }
 
 #[inline(never)]
-fn tell_ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
-    tell::edge(env, s, 0);
-    tell::event(env, hook, s, event::EVENT_CLOSED, DecisionId(0), 0);
+fn tell_ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    if s.flow.packets[0] != s.flow.flushed_packets[0] || s.flow.packets[1] != s.flow.flushed_packets[1] {
+        tell::edge(env, s, 0);
+    }
+    if s.flow.verdict == VERDICT_ALLOW {
+        tell::event(env, hook, s, event::EVENT_CLOSED, DecisionId(0), 0);
+    }
+    0
+}
+
+/// Ends the flow that a new one on the same key takes the place of.
+#[inline(always)]
+fn replace<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
+    if s.replaces == 0 {
+        return;
+    }
+    if let Some(found) = env.flow(&s.key) {
+        // SAFETY: valid for the run of the program (`Env`).
+        let found = unsafe { &mut *found.as_ptr() };
+        if found.verdict != VERDICT_ENDED {
+            ended(env, hook, s, found);
+        }
+    }
 }
 
 /// Whether a packet to the pod shows the address of a local pod that cannot have sent it this way.
@@ -321,7 +370,7 @@ fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
     env.ingress_ifindex() == 0 && s.peer.owner == OWNER_HOST
 }
 
-/// Judges `s.flow` again in its original direction; 1: go on with `s.flow`, 0: as well, but it could not be read.
+/// Judges `s.flow` again in its original direction; 0: it cannot be judged now and stays what it is.
 #[inline(never)]
 fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     s.peer = judge::peer(env, &s.key.remote);
@@ -329,8 +378,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         env, &s.endpoint, s.flow.direction, s.packet.v6, &s.peer, s.packet.protocol, (s.flow.port & 0xffff) as u16,
     );
     if ruling.decision == decision::NOT_READY {
-        // An endpoint that is being replaced keeps its established flows.
-        return u32::from(s.flow.verdict == VERDICT_ALLOW);
+        return 0; // an endpoint that is being replaced keeps its established flows
     }
     env.count(stats::REJUDGED);
     let previous = s.flow.decision;
@@ -407,6 +455,7 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         deny(env, hook, s);
         return 0;
     }
+    replace(env, hook, s);
     let original = direction == hook.direction();
     let counted = u64::from(env.segments());
     let bytes = u64::from(s.packet.bytes);
@@ -527,3 +576,6 @@ fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
 }
 
 const _: () = assert!(DIRECTION_INGRESS == 0 && DIRECTION_EGRESS == 1);
+
+#[cfg(test)]
+mod tests;

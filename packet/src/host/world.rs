@@ -1,0 +1,207 @@
+//! A node with one judged pod, a neighbour, a pod elsewhere and the world, for tests of the walk.
+
+use super::{Ends, Host};
+use crate::env::{Action, Hook};
+use crate::walk::{self, Scratch};
+use reeve_abi::address::{
+    Address, AddressValue, NetworkKey, NetworkValue, OWNER_HOST, OWNER_LOCAL_POD, OWNER_REMOTE_POD,
+};
+use reeve_abi::config::SECOND_NS;
+use reeve_abi::endpoint::{ENDPOINT_READY, EndpointValue};
+use reeve_abi::event::Event;
+use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_HOST, IdentityId, PolicyNumber, Revision, TableId, WorkloadId};
+use reeve_abi::policy::{PEER_TABLE, PeerKey, PeerValue, PortKey, PortValue, VERDICT_ALLOW, VERDICT_DENY};
+use std::net::IpAddr;
+
+/// Interface of the pod whose walk is tested, of its neighbour, and of the way out.
+pub(crate) const POD_DEVICE: u32 = 10;
+pub(crate) const CLIENT_DEVICE: u32 = 11;
+pub(crate) const UPLINK: u32 = 2;
+
+/// Who there is: number of the workload, its identity is the number + 0x1_0000.
+pub(crate) const POD: Who = Who { number: 100, v4: "10.0.0.2", v6: "fd00::2" };
+pub(crate) const CLIENT: Who = Who { number: 101, v4: "10.0.0.3", v6: "fd00::3" };
+pub(crate) const REMOTE: Who = Who { number: 102, v4: "10.0.1.4", v6: "fd00:1::4" };
+pub(crate) const HOST: Who = Who { number: 0, v4: "172.18.0.1", v6: "fd00:18::1" };
+pub(crate) const WORLD: Who = Who { number: 0, v4: "192.0.2.9", v6: "2001:db8::9" };
+
+/// Somebody with an address of each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Who {
+    pub(crate) number: u64,
+    v4: &'static str,
+    v6: &'static str,
+}
+
+impl Who {
+    pub(crate) fn workload(self) -> WorkloadId {
+        WorkloadId(self.number)
+    }
+    pub(crate) fn identity(self) -> IdentityId {
+        IdentityId(0x1_0000 + self.number)
+    }
+    /// Its class, if a policy tells it from others.
+    pub(crate) fn class(self) -> ClassId {
+        ClassId(0x2_0000 + self.number)
+    }
+    pub(crate) fn ip(self, v6: bool) -> IpAddr {
+        if v6 { self.v6 } else { self.v4 }.parse().expect("written here")
+    }
+    pub(crate) fn address(self, v6: bool) -> Address {
+        addresses(self.ip(v6))
+    }
+    /// From here to there.
+    pub(crate) fn to(self, other: Self, v6: bool) -> Ends {
+        Ends(self.ip(v6), other.ip(v6))
+    }
+}
+
+/// The mapped form.
+pub(crate) fn addresses(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(v4) => Address::v4(v4.octets()),
+        IpAddr::V6(v6) => Address(v6.octets()),
+    }
+}
+
+/// The node and the working memory of its programs.
+pub(crate) struct World {
+    pub(crate) host: Host,
+    scratch: Scratch,
+    /// Frames that crossed the pod's interface as packets of flows.
+    pub(crate) sent: u64,
+}
+
+impl World {
+    /// Everybody is known; the pod is ready and no policy selects it.
+    pub(crate) fn new() -> Self {
+        let mut world = Self { host: Host::new(), scratch: Scratch::default(), sent: 0 };
+        world.own(CLIENT, OWNER_LOCAL_POD, CLIENT_DEVICE);
+        world.own(POD, OWNER_LOCAL_POD, POD_DEVICE);
+        world.own(REMOTE, OWNER_REMOTE_POD, 0);
+        for v6 in [false, true] {
+            let value = AddressValue { identity: IDENTITY_HOST, owner: OWNER_HOST, ..AddressValue::default() };
+            world.host.addresses.insert(HOST.address(v6), value);
+        }
+        for who in [CLIENT, REMOTE] {
+            world.host.classes.insert(who.identity(), who.class());
+        }
+        let endpoint = EndpointValue {
+            head_ifindex: POD_DEVICE,
+            tail_ifindex: POD_DEVICE,
+            flags: ENDPOINT_READY,
+            head_revision: Revision(1),
+            tail_revision: Revision(1),
+            workload: POD.workload(),
+            identity: POD.identity(),
+            address_v4: POD.address(false),
+            address_v6: POD.address(true),
+            ..EndpointValue::default()
+        };
+        world.host.endpoints.insert(POD_DEVICE, endpoint);
+        world
+    }
+
+    /// Gives somebody's addresses to them.
+    pub(crate) fn own(&mut self, who: Who, owner: u32, device: u32) {
+        for v6 in [false, true] {
+            let value = AddressValue {
+                identity: who.identity(),
+                workload: who.workload(),
+                owner,
+                device,
+                ..AddressValue::default()
+            };
+            self.host.addresses.insert(who.address(v6), value);
+        }
+    }
+
+    /// A prefix that some policy names.
+    pub(crate) fn network(&mut self, prefix: &str, identity: IdentityId) {
+        let (address, bits) = prefix.split_once('/').expect("a prefix has a length");
+        let (ip, bits): (IpAddr, u32) = (address.parse().expect("written here"), bits.parse().expect("written here"));
+        let prefix_bits = if ip.is_ipv4() { 96 + bits } else { bits };
+        self.host.networks.insert(NetworkKey { prefix_bits, address: addresses(ip) }, NetworkValue { identity });
+    }
+
+    pub(crate) fn endpoint(&mut self) -> &mut EndpointValue {
+        self.host.endpoints.get_mut(&POD_DEVICE).expect("made in `new`")
+    }
+
+    /// Puts the pod under policies (ingress, egress; 0: none) and raises its revision, in one write.
+    pub(crate) fn select(&mut self, ingress: u64, egress: u64) {
+        let endpoint = self.endpoint();
+        endpoint.policies = [ingress, ingress, egress, egress].map(PolicyNumber);
+        endpoint.head_revision.0 += 1;
+        endpoint.tail_revision = endpoint.head_revision;
+    }
+
+    /// A row of a policy; class 0 is its default row. `decided` has the verdict.
+    pub(crate) fn row(&mut self, policy: u64, class: ClassId, decision: DecisionId) {
+        let value = PeerValue { decision, verdict: verdict(decision), ..PeerValue::default() };
+        self.host.peers.insert(PeerKey { policy: PolicyNumber(policy), class }, value);
+    }
+
+    /// A row of a policy with a port table.
+    pub(crate) fn row_with_table(&mut self, policy: u64, class: ClassId, decision: DecisionId, table: u64, flags: u32) {
+        self.row(policy, class, decision);
+        let row = self.host.peers.get_mut(&PeerKey { policy: PolicyNumber(policy), class }).expect("just put");
+        row.table = TableId(table);
+        row.flags = PEER_TABLE | flags;
+    }
+
+    pub(crate) fn port(&mut self, table: u64, protocol: u8, port: u32, decision: DecisionId) {
+        let key = PortKey { table: TableId(table), protocol: protocol.into(), port };
+        self.host.ports.insert(key, PortValue { decision, verdict: verdict(decision), reserved: 0 });
+    }
+
+    pub(crate) fn after_s(&mut self, seconds: u64) -> &mut Self {
+        self.host.now_ns += seconds * SECOND_NS;
+        self
+    }
+
+    /// What the pod sends.
+    pub(crate) fn from_pod(&mut self, frame: &[u8]) -> Action {
+        self.run(Hook::FromPod, frame, POD_DEVICE)
+    }
+
+    /// What reaches the pod through a device, 0: made on this node.
+    pub(crate) fn to_pod(&mut self, frame: &[u8], by: u32) -> Action {
+        self.run(Hook::ToPod, frame, by)
+    }
+
+    fn run(&mut self, hook: Hook, frame: &[u8], by: u32) -> Action {
+        self.host.frame = frame.to_vec();
+        self.host.ifindex = POD_DEVICE;
+        self.host.ingress_ifindex = by;
+        self.sent += u64::from(self.host.segments);
+        walk::run(&self.host, hook, &mut self.scratch)
+    }
+
+    /// Takes what was told so far.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.host.events.take()
+    }
+
+    /// The only event that was told since the last look.
+    #[track_caller]
+    pub(crate) fn event(&self) -> Event {
+        let events = self.events();
+        assert_eq!(events.len(), 1, "one event: {events:#?}");
+        events[0]
+    }
+}
+
+fn verdict(decision: DecisionId) -> u32 {
+    if decision.0 & 1 == 1 { VERDICT_ALLOW } else { VERDICT_DENY }
+}
+
+/// A decision of a policy: an allow (`true`) or a deny, told apart by `number`.
+pub(crate) fn decided(allows: bool, number: u64) -> DecisionId {
+    DecisionId(reeve_abi::ids::FIRST_HASHED + number * 2 + u64::from(allows))
+}
+
+/// Kinds and decisions of events.
+pub(crate) fn event_kinds(events: &[Event]) -> Vec<(u8, DecisionId)> {
+    events.iter().map(|event| (event.kind, event.decision)).collect()
+}

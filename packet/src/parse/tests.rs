@@ -1,0 +1,225 @@
+use super::*;
+use crate::host::{Ends, Host, with_vlan};
+use etherparse::IpNumber;
+
+const V4: [&str; 2] = ["10.0.0.2", "192.0.2.9"];
+const V6: [&str; 2] = ["fd00::2", "2001:db8::9"];
+
+fn ends(addresses: [&str; 2]) -> Ends {
+    Ends(addresses[0].parse().unwrap(), addresses[1].parse().unwrap())
+}
+
+fn read(bytes: &[u8]) -> (Kind, Packet) {
+    let mut host = Host::new();
+    host.frame = bytes.to_vec();
+    let mut packet = Packet::default();
+    let kind = frame(&host, &mut packet);
+    (kind, packet)
+}
+
+/// Kind, protocol, ports, fragment.
+#[track_caller]
+fn check(bytes: &[u8], want: (Kind, u8, u16, u16, u32)) {
+    let (kind, p) = read(bytes);
+    assert_eq!((kind, p.protocol, p.source_port, p.destination_port, p.fragment), want, "{bytes:02x?}");
+}
+
+#[track_caller]
+fn malformed(bytes: &[u8]) {
+    assert_eq!(read(bytes).0, Kind::Malformed, "{bytes:02x?}");
+}
+
+/// The frame with bytes replaced from `at` on.
+fn patched(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+fn udp_bytes() -> Vec<u8> {
+    [&[0x30, 0x39, 0, 53, 0, 15, 0, 0][..], b"payload"].concat()
+}
+
+#[test]
+fn ports_and_addresses_are_read_in_both_families() {
+    for (pair, v6) in [(V4, 0), (V6, 1)] {
+        let frame = ends(pair).tcp(40_000, 443, "S.");
+        check(&frame, (Kind::Ip, protocol::TCP, 40_000, 443, FRAGMENT_NONE));
+        let (_, packet) = read(&frame);
+        assert_eq!((packet.v6, packet.tcp_flags), (v6, tcp::SYN | tcp::ACK));
+        assert_eq!(packet.bytes as usize, frame.len() - 14);
+        assert_eq!(packet.source, crate::host::addresses(pair[0].parse().unwrap()));
+        assert_eq!(packet.destination, crate::host::addresses(pair[1].parse().unwrap()));
+        check(&ends(pair).udp(5_353, 53), (Kind::Ip, protocol::UDP, 5_353, 53, FRAGMENT_NONE));
+        check(&ends(pair).ip(IpNumber::SCTP, &udp_bytes()), (Kind::Ip, protocol::SCTP, 12_345, 53, FRAGMENT_NONE));
+        check(&ends(pair).ip(IpNumber::GRE, &[0; 8]), (Kind::Ip, 47, 0, 0, FRAGMENT_NONE));
+    }
+}
+
+#[test]
+fn icmp_identifier_type_and_code_are_read() {
+    for (pair, request, unreachable) in [(V4, 8, (3, 3)), (V6, 128, (1, 4))] {
+        let (kind, packet) = read(&ends(pair).ping(77));
+        assert_eq!((kind, packet.icmp_type, packet.icmp_id), (Kind::Ip, request, 77));
+        let error = ends(pair).unreachable(&ends(pair).back().udp(1, 2));
+        let (kind, packet) = read(&error);
+        assert_eq!((kind, (packet.icmp_type, packet.icmp_code)), (Kind::Ip, unreachable));
+    }
+    malformed(&ends(V4).ip(IpNumber::IPV6_ICMP, &[0; 16]));
+    malformed(&ends(V6).ip(IpNumber::ICMP, &[0; 16]));
+}
+
+#[test]
+fn ipv4_options_are_skipped() {
+    let plain = ends(V4).ip(IpNumber::UDP, &[&[1, 1, 1, 0][..], &udp_bytes()].concat());
+    let with_options = patched(&plain, 14, &[0x46]);
+    check(&with_options, (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE));
+    check(&plain, (Kind::Ip, protocol::UDP, 0x0101, 0x0100, FRAGMENT_NONE));
+}
+
+#[test]
+fn ipv6_extension_headers_are_walked() {
+    // hop-by-hop, destination options, routing, authentication (counts in 4 bytes)
+    let chain = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[43, 1], &[0; 14], &[51, 0], &[0; 6], &[17, 1], &[0; 10], &udp_bytes()];
+    let frame = ends(V6).ip(IpNumber(0), &chain.concat());
+    check(&frame, (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE));
+    let eight = [60, 0, 1, 4, 0, 0, 0, 0].repeat(7);
+    let last = [17, 0, 1, 4, 0, 0, 0, 0];
+    check(
+        &ends(V6).ip(IpNumber(60), &[&eight[..], &last, &udp_bytes()].concat()),
+        (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE),
+    );
+    let nine = [60, 0, 1, 4, 0, 0, 0, 0].repeat(8);
+    malformed(&ends(V6).ip(IpNumber(60), &[&nine[..], &last, &udp_bytes()].concat()));
+    // A header that says it is longer than the packet.
+    malformed(&ends(V6).ip(IpNumber(60), &[&[17, 9, 1, 4, 0, 0, 0, 0][..], &udp_bytes()].concat()));
+}
+
+#[test]
+fn every_truncation_is_malformed_and_none_panics() {
+    let frames = [
+        ends(V4).tcp(1, 2, "S"),
+        ends(V6).tcp(1, 2, "S"),
+        ends(V4).udp(1, 2),
+        ends(V6).udp(1, 2),
+        ends(V4).ping(3),
+        ends(V6).ping(3),
+        ends(V4).arp(),
+        patched(&ends(V4).ip(IpNumber::UDP, &[&[1, 1, 1, 0][..], &udp_bytes()].concat()), 14, &[0x46]),
+        ends(V6).ip(IpNumber(60), &[&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp_bytes()].concat()),
+        ends(V6).fragment(&ends(V6).udp(1, 2), 9, 0, 8, true),
+        ends(V4).fragment(&ends(V4).udp(1, 2), 9, 1, 8, false),
+    ];
+    for frame in frames {
+        assert!(matches!(read(&frame).0, Kind::Ip | Kind::Arp), "the whole frame is fine: {frame:02x?}");
+        for length in 0..frame.len() {
+            malformed(&frame[..length]);
+        }
+    }
+}
+
+#[test]
+fn no_bytes_panic() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let seeds = [ends(V4).tcp(1, 2, "S"), ends(V6).udp(1, 2), ends(V6).fragment(&ends(V6).udp(1, 2), 9, 0, 8, true)];
+    for round in 0..30_000 {
+        let mut frame = seeds[round % seeds.len()].clone();
+        for _ in 0..4 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let at = 12 + usize::try_from(state >> 40).unwrap() % (frame.len() - 12);
+            frame[at] = state.to_be_bytes()[3];
+        }
+        read(&frame);
+    }
+}
+
+#[test]
+fn lengths_that_contradict_are_malformed() {
+    let v4 = ends(V4).udp(1, 2);
+    let length = u16::try_from(v4.len() - 14).unwrap();
+    malformed(&patched(&v4, 16, &(length + 1).to_be_bytes()));
+    malformed(&patched(&v4, 16, &19_u16.to_be_bytes()));
+    malformed(&patched(&v4, 14, &[0x44])); // a header below 20 bytes
+    malformed(&patched(&v4, 14, &[0x65])); // another version than the frame says
+    malformed(&patched(&v4, 16, &27_u16.to_be_bytes())); // no room for the ports
+    let v6 = ends(V6).udp(1, 2);
+    malformed(&patched(&v6, 18, &16_u16.to_be_bytes()));
+    malformed(&patched(&v6, 14, &[0x45]));
+    malformed(&patched(&v6, 18, &7_u16.to_be_bytes()));
+    let tcp = ends(V4).tcp(1, 2, "S");
+    malformed(&patched(&tcp, 46, &[0x40])); // a TCP header below 20 bytes
+    malformed(&patched(&tcp, 46, &[0xf0])); // and one longer than the packet
+}
+
+#[test]
+fn padding_is_not_read_as_ports() {
+    let frame = [&ends(V4).udp(1, 2)[..], &[0xee; 20]].concat();
+    check(&frame, (Kind::Ip, protocol::UDP, 1, 2, FRAGMENT_NONE));
+    assert_eq!(read(&frame).1.bytes, 35);
+    malformed(&patched(&frame, 16, &24_u16.to_be_bytes()));
+}
+
+#[test]
+fn fragments_are_told_apart() {
+    for pair in [V4, V6] {
+        let whole = ends(pair).udp(1, 2);
+        check(&ends(pair).fragment(&whole, 9, 0, 8, true), (Kind::Ip, protocol::UDP, 1, 2, FRAGMENT_FIRST));
+        check(&ends(pair).fragment(&whole, 9, 1, 8, false), (Kind::Ip, protocol::UDP, 0, 0, FRAGMENT_LATER));
+        assert_eq!(read(&ends(pair).fragment(&whole, 9, 1, 8, false)).1.identification, 9);
+        // A first fragment too short for the ports, or for the flags of TCP.
+        malformed(&ends(pair).fragment(&whole, 9, 0, 4, true));
+        malformed(&ends(pair).fragment(&ends(pair).tcp(1, 2, "S"), 9, 0, 8, true));
+    }
+    // IPv6 "atomic" fragment: whole.
+    check(&ends(V6).fragment(&ends(V6).udp(1, 2), 9, 0, 99, false), (Kind::Ip, protocol::UDP, 1, 2, FRAGMENT_NONE));
+    // A fragment header in a first fragment.
+    let inner = [&[17, 0, 0, 1, 0, 0, 0, 9][..], &udp_bytes()].concat();
+    let frame = ends(V6).ip(IpNumber(44), &[&[44, 0, 0, 1, 0, 0, 0, 9][..], &inner].concat());
+    malformed(&frame);
+}
+
+#[test]
+fn vlan_tags_and_other_ethertypes_are_not_ip() {
+    let plain = ends(V4).udp(1, 2);
+    assert_eq!(read(&with_vlan(&plain)).0, Kind::NotIp);
+    assert_eq!(read(&patched(&plain, 12, &[0x88, 0xcc])).0, Kind::NotIp);
+    let mut host = Host::new();
+    host.frame = plain.clone();
+    host.vlan = true;
+    assert_eq!(frame(&host, &mut Packet::default()), Kind::NotIp);
+    assert_eq!(read(&plain).0, Kind::Ip);
+}
+
+#[test]
+fn arp_of_ipv4_over_ethernet_is_read_and_nothing_else() {
+    let frame = ends(V4).arp();
+    let (kind, packet) = read(&frame);
+    assert_eq!((kind, packet.arp_sender()), (Kind::Arp, Address::v4([10, 0, 0, 2])));
+    assert_eq!(packet.destination, Address::v4([192, 0, 2, 9]));
+    malformed(&patched(&frame, 14, &[0, 6]));
+    malformed(&patched(&frame, 16, &[0x86, 0xdd]));
+    malformed(&patched(&frame, 18, &[6, 16]));
+}
+
+#[test]
+fn nothing_of_the_packet_before_is_left_in_an_arp_packet() {
+    let mut host = Host::new();
+    let mut packet = Packet::default();
+    host.frame = ends(V4).tcp(1, 2, "S");
+    frame(&host, &mut packet);
+    host.frame = ends(V4).arp();
+    frame(&host, &mut packet);
+    assert_eq!((packet.protocol, packet.destination_port, packet.tcp_flags, packet.v6), (0, 0, 0, 0));
+    assert_eq!(packet.bytes, 28);
+}
+
+#[test]
+fn mapped_addresses_never_pass_for_ipv4() {
+    let mapped = |at: usize| {
+        let mut address = [0; 16];
+        address[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 2]);
+        patched(&ends(V6).udp(1, 2), at, &address)
+    };
+    malformed(&mapped(14 + 8));
+    malformed(&mapped(14 + 24));
+}

@@ -1,0 +1,7 @@
+mod counts;
+mod established;
+mod fragments;
+mod icmp;
+mod origin;
+mod policy;
+mod rejudged;
