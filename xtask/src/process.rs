@@ -53,14 +53,13 @@ fn chooses_a_compiler(name: &OsStr) -> bool {
 }
 
 fn without_rust_directories(value: &OsStr) -> OsString {
-    let rust = |path: &PathBuf| {
+    let of_rust = |path: &PathBuf| {
         let text = path.to_string_lossy();
         text.contains("/toolchains/")
             || text.contains("/rustlib/")
-            || text.contains("/release")
-            || text.contains("/debug")
+            || ["debug", "debug/deps", "release", "release/deps"].iter().any(|end| path.ends_with(end))
     };
-    env::join_paths(env::split_paths(value).filter(|path| !rust(path))).unwrap_or_default()
+    env::join_paths(env::split_paths(value).filter(|path| !of_rust(path))).unwrap_or_default()
 }
 
 /// Runs a program to its end with our standard streams.
@@ -107,4 +106,29 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
 /// Whether this process may do what only root may.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_compiler_sees_where_crates_come_from_but_not_who_started_us() {
+        for kept in
+            ["CARGO_HOME", "CARGO_HTTP_PROXY", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_X_INDEX", "RUSTUP_HOME", "PATH"]
+        {
+            assert!(!chooses_a_compiler(OsStr::new(kept)), "{kept}");
+        }
+        for removed in
+            ["CARGO", "CARGO_BUILD_RUSTC_WRAPPER", "CARGO_PKG_NAME", "RUSTC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"]
+        {
+            assert!(chooses_a_compiler(OsStr::new(removed)), "{removed}");
+        }
+    }
+
+    #[test]
+    fn only_libraries_of_rust_are_taken_from_the_path() {
+        let given = "/t/debug/deps:/t/debug:/h/toolchains/stable/lib:/opt/release-1/lib:/usr/lib";
+        assert_eq!(without_rust_directories(OsStr::new(given)), "/opt/release-1/lib:/usr/lib");
+    }
 }
