@@ -21,6 +21,9 @@ pub const NODE: &str = "node-1";
 pub const OUTSIDE: [&str; 6] =
     ["198.51.100.7", "198.51.100.130", "203.0.113.9", "2001:db8:1::7", "2001:db8:2::7", "2001:db8:1:ff::7"];
 
+/// Addresses of the two nodes: IPv4 of the one whose endpoints are judged and of the other, then IPv6 likewise.
+pub const NODES: [&str; 4] = ["192.168.7.1", "192.168.7.2", "fd00:7::1", "fd00:7::2"];
+
 const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
 
 /// One random world.
@@ -41,6 +44,12 @@ impl RandomWorld {
             let labels = json!({ "kubernetes.io/metadata.name": name, "team": pick(&mut rng, &["a", "b"]) });
             objects.push(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }));
         }
+        for (name, address, v6) in [(NODE, NODES[0], NODES[2]), ("node-2", NODES[1], NODES[3])] {
+            let addresses = [address, v6].map(|address| json!({ "type": "InternalIP", "address": address }));
+            objects.push(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "status": { "addresses": addresses } }));
+        }
+        let account = json!({ "name": "robot", "namespace": NAMESPACES[0], "labels": { "role": "batch" } });
+        objects.push(json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": account }));
         for number in 1..=rng.u8(4..=7) {
             objects.push(pod(&mut rng, number));
         }
@@ -122,7 +131,9 @@ fn pod(rng: &mut Rng, number: u8) -> Value {
             labels.insert(key.to_owned(), json!(pick(rng, values)));
         }
     }
-    let mut addresses = vec![json!({ "ip": format!("10.244.1.{}", number * 10) })];
+    // Now and then an address that another pod has too.
+    let shared = if number > 1 && chance(rng, 5) { number - 1 } else { number };
+    let mut addresses = vec![json!({ "ip": format!("10.244.1.{}", shared * 10) })];
     if chance(rng, 70) {
         addresses.push(json!({ "ip": format!("fd00:244:1::{}", number * 10) }));
     }
@@ -131,20 +142,25 @@ fn pod(rng: &mut Rng, number: u8) -> Value {
         { "name": "dns", "containerPort": 53, "protocol": "UDP" }
     ]);
     let namespace = pick(rng, &NAMESPACES);
+    let mut metadata =
+        json!({ "name": format!("pod-{number}"), "namespace": namespace, "uid": format!("uid-{number}"), "labels": labels });
+    if chance(rng, 4) {
+        metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    }
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "name": format!("pod-{number}"), "namespace": namespace, "uid": format!("uid-{number}"), "labels": labels },
+        "metadata": metadata,
         "spec": {
             // Most are on the node whose endpoints are judged.
             "nodeName": if chance(rng, 80) { NODE } else { "node-2" },
             "serviceAccountName": pick(rng, &["default", "robot"]),
             "containers": [{ "name": "main", "ports": ports }]
         },
-        "status": { "phase": "Running", "podIPs": addresses }
+        "status": { "phase": if chance(rng, 4) { "Succeeded" } else { "Running" }, "podIPs": addresses }
     })
 }
 
-/// The addresses outside as such.
+/// The addresses of no pod as such.
 pub(crate) fn outside() -> Vec<IpAddr> {
-    OUTSIDE.iter().map(|text| text.parse().expect("an address")).collect()
+    OUTSIDE.iter().chain(&NODES).map(|text| text.parse().expect("an address")).collect()
 }

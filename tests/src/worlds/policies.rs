@@ -15,13 +15,13 @@ pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
         }
         objects.push(json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": tier }, "spec": spec }));
     }
-    for number in 0..rng.u8(1..=4) {
+    for number in 0..rng.u8(2..=5) {
         objects.push(kubernetes(rng, number));
     }
     for number in 0..rng.u8(0..=2) {
         objects.push(calico(rng, number, &tiers, None));
     }
-    for number in 0..rng.u8(0..=2) {
+    for number in 0..rng.u8(1..=4) {
         let namespace = pick(rng, &NAMESPACES);
         objects.push(calico(rng, number, &tiers, Some(namespace)));
     }
@@ -38,7 +38,9 @@ fn label_selector(rng: &mut Rng) -> Value {
 }
 
 fn block(rng: &mut Rng) -> Value {
-    match rng.u8(..5) {
+    match rng.u8(..7) {
+        5 => json!({ "cidr": "::/0" }),
+        6 => json!({ "cidr": "::/0", "except": ["fd00:244:1::/64", "2001:db8:1::/48"] }),
         0 => json!({ "cidr": "0.0.0.0/0" }),
         1 => json!({ "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16", "198.51.100.128/25"] }),
         2 => json!({ "cidr": "2001:db8::/32", "except": ["2001:db8:1:ff::/64"] }),
@@ -57,8 +59,8 @@ fn kubernetes(rng: &mut Rng, number: u8) -> Value {
     };
     let has = |direction: &str| types.as_ref().is_none_or(|t| t.as_array().is_some_and(|t| t.contains(&json!(direction))));
     for (direction, list, side) in [("Ingress", "ingress", "from"), ("Egress", "egress", "to")] {
-        if has(direction) && chance(rng, 80) {
-            let rules: Vec<Value> = (0..rng.u8(0..=3)).map(|_| kubernetes_rule(rng, side)).collect();
+        if has(direction) && chance(rng, 85) {
+            let rules: Vec<Value> = (0..rng.u8(0..=4)).map(|_| kubernetes_rule(rng, side)).collect();
             spec[list] = json!(rules);
         }
     }
@@ -122,11 +124,14 @@ fn calico(rng: &mut Rng, number: u8, tiers: &[&str], namespace: Option<&str>) ->
     if namespace.is_none() && chance(rng, 25) {
         spec["namespaceSelector"] = json!("team == \"a\"");
     }
+    if chance(rng, 10) {
+        spec["serviceAccountSelector"] = json!("role == \"batch\"");
+    }
     let mut types = Vec::new();
     for (direction, list) in [("Ingress", "ingress"), ("Egress", "egress")] {
-        if chance(rng, 75) {
+        if chance(rng, 85) {
             types.push(direction);
-            let rules: Vec<Value> = (0..rng.u8(1..=4)).map(|_| calico_rule(rng, list)).collect();
+            let rules: Vec<Value> = (0..rng.u8(1..=5)).map(|_| calico_rule(rng, list)).collect();
             spec[list] = json!(rules);
         }
     }
@@ -147,7 +152,9 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
     let mut rule = json!({ "action": action });
     let (peer, own) = if list == "ingress" { ("source", "destination") } else { ("destination", "source") };
     if chance(rng, 70) {
-        rule[peer] = match rng.u8(..6) {
+        rule[peer] = match rng.u8(..8) {
+            6 => json!({ "serviceAccounts": { "names": ["robot"] } }),
+            7 => json!({ "nets": ["192.168.7.0/30", "10.244.1.16/28"] }),
             0 | 1 => json!({ "selector": pick(rng, &SELECTORS) }),
             2 => json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) }),
             3 => json!({ "nets": ["198.51.100.0/24", "10.244.1.0/27"], "notNets": ["198.51.100.128/25"] }),
@@ -162,7 +169,7 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
         0..4 => {
             rule["protocol"] = json!(pick(rng, &["TCP", "TCP", "UDP"]));
             if chance(rng, 70) {
-                let ports = [json!([80, 443]), json!(["8000:8099"]), json!(["http"]), json!(["1:65535"]), json!(["dns", 5432])];
+                let ports = [json!([80, 443]), json!(["8000:8099"]), json!(["http", "dns"]), json!(["http"]), json!(["1:65535"]), json!(["dns", 5432])];
                 rule["destination"]["ports"] = ports[rng.usize(..ports.len())].clone();
             } else if chance(rng, 50) {
                 rule["destination"]["notPorts"] = json!([80, "8050:8099"]);
