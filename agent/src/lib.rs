@@ -3,8 +3,15 @@
 //! Invariant: the agent decides nothing; verdicts come from the image that `reeve-policy` compiles. Here live the
 //! awaits, syscalls and clocks that the pure crates do without.
 
+mod admin;
+mod answers;
 pub mod config;
 pub mod datapath;
 pub mod dictionary;
+pub mod enforcer;
+pub mod metrics;
+pub mod records;
+pub mod run;
+mod sweep;
 pub mod uninstall;
 pub mod watch;

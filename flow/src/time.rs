@@ -22,6 +22,12 @@ pub struct TimeError {
 }
 
 impl Timestamp {
+    /// The moment of the operating system's clock; moments before 1970 are 1970.
+    pub fn from_system(time: std::time::SystemTime) -> Self {
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { unix_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX) }
+    }
+
     /// The time of day in UTC with milliseconds, `12:00:01.123`.
     pub fn time_of_day(self) -> String {
         self.to_string()[11..23].to_owned()

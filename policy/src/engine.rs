@@ -103,6 +103,11 @@ impl Engine {
         image.endpoints = endpoints;
     }
 
+    /// The newest revision that a change set made.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// What the maps should hold now.
     pub fn image(&self) -> &Image {
         &self.image

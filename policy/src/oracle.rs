@@ -172,6 +172,15 @@ fn by_default(verdict: Verdict, default: DefaultDecider, path: Vec<Step>) -> Dec
     Decision { verdict, decider: Decider::Default(default), path, isolating: Vec::new(), also: Vec::new() }
 }
 
+/// The policies that select a workload in a direction, in evaluation order.
+pub fn policies_of(world: &World, subject: &Workload, direction: Direction) -> Vec<Arc<PolicyRef>> {
+    let all = world.tiers.iter().flat_map(|(_, policies)| policies);
+    all.filter(|policy| *rules(policy, direction) != Rules::NotApplied)
+        .filter(|policy| matching::workload(world, &policy.subject, subject))
+        .map(|policy| Arc::clone(&policy.reference))
+        .collect()
+}
+
 /// The policies of a tier that select the subject for this direction.
 fn selecting<'a>(world: &World, policies: &'a [Arc<Policy>], query: &Query) -> Vec<&'a Arc<Policy>> {
     let applies = |policy: &&Arc<Policy>| *rules(policy, query.direction) != Rules::NotApplied;

@@ -1,0 +1,119 @@
+//! What the agent says of itself: status, endpoints, problems, facts.
+
+use crate::enforcer::{Enforcer, unmapped};
+use reeve_abi::stats;
+use reeve_flow::text::policy_text;
+use reeve_policy::model::Level;
+use reeve_policy::provenance::workload_id;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+impl Enforcer {
+    /// Rows and capacity of each map.
+    pub(crate) fn maps(&self) -> Vec<(&'static str, u64, u64)> {
+        let (image, maps) = (self.engine.image(), &self.loaded.maps);
+        let row = |name, entries: usize, capacity: u32| (name, entries as u64, u64::from(capacity));
+        let mut rows = vec![
+            row("ENDPOINTS", self.interfaces.len(), maps.endpoints.capacity()),
+            row("ADDRESSES", image.addresses.len(), maps.addresses.capacity()),
+            row("NETWORKS", image.networks.len(), maps.networks.capacity()),
+            row("CLASSES", image.classes.len(), maps.classes.capacity()),
+            row("PEERS", image.peers.len(), maps.peers.capacity()),
+            row("PORTS", image.ports.len(), maps.ports.capacity()),
+            row("RANGES", image.ranges.len(), maps.ranges.capacity()),
+        ];
+        if let Ok(traffic) = maps.traffic_occupancy() {
+            rows.extend(traffic.into_iter().map(|one| (one.name, one.entries, one.capacity)));
+        }
+        rows
+    }
+
+    /// `GET /status`.
+    pub(crate) fn status(&self, started_at: &str) -> Value {
+        let image = self.engine.image();
+        let identities: BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
+        let maps: Vec<Value> = self
+            .maps()
+            .into_iter()
+            .map(|(name, entries, capacity)| json!({ "name": name, "entries": entries, "capacity": capacity }))
+            .collect();
+        let lost: serde_json::Map<String, Value> = stats::ALL
+            .iter()
+            .filter(|(_, name)| name.ends_with("_lost"))
+            .map(|(index, name)| ((*name).to_owned(), json!(self.loaded.maps.stats.sum(*index).unwrap_or_default())))
+            .collect();
+        json!({
+            "node": self.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "revision": self.active,
+            "ready": self.ready(),
+            "reasons": self.reasons,
+            "startedAt": started_at,
+            "endpoints": { "ready": image.endpoints.len() - self.waiting.len(), "total": image.endpoints.len() },
+            "identities": identities.len(),
+            "policies": self.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum::<usize>(),
+            "problems": self.problem_count(Level::Warning) + self.problem_count(Level::Note),
+            "maps": maps,
+            "losses": lost,
+        })
+    }
+
+    /// Whether everything read is enforced.
+    pub(crate) fn ready(&self) -> bool {
+        self.active > 0 && self.reasons.is_empty()
+    }
+
+    /// `GET /endpoints`.
+    pub(crate) fn endpoints(&self) -> Value {
+        let world = self.engine.world();
+        let rows: Vec<Value> = world
+            .workloads
+            .values()
+            .filter_map(|workload| {
+                let id = workload_id(&workload.uid);
+                let image = self.engine.image().endpoints.get(&id)?;
+                let device = self.interfaces.get(&id);
+                let addresses: Vec<String> = [image.address_v4, image.address_v6]
+                    .iter()
+                    .filter(|a| a.0 != [0; 16])
+                    .map(|a| unmapped(a.0).to_string())
+                    .collect();
+                let state = match device {
+                    None => "unattached",
+                    Some(device) if !self.attachments.is_attached(device.ifindex) => "unattached",
+                    Some(_) if image.ready => "ready",
+                    Some(_) => "notReady",
+                };
+                Some(json!({
+                    "workload": id.to_string(), "namespace": workload.namespace, "pod": workload.name,
+                    "uid": workload.uid, "interface": device.map(|d| &d.name), "ifindex": device.map(|d| d.ifindex),
+                    "addresses": addresses, "identity": image.identity.to_string(), "labels": workload.labels,
+                    "state": state, "revision": image.revision.0,
+                    "policies": self.selecting(workload),
+                }))
+            })
+            .collect();
+        json!(rows)
+    }
+
+    /// The policies that select a pod, by direction, in evaluation order.
+    fn selecting(&self, workload: &reeve_policy::model::Workload) -> Value {
+        use reeve_policy::model::Direction;
+        let names = |direction| -> Vec<String> {
+            let selecting = reeve_policy::oracle::policies_of(self.engine.world(), workload, direction);
+            selecting.iter().map(|reference| policy_text(reference)).collect()
+        };
+        json!({ "ingress": names(Direction::Ingress), "egress": names(Direction::Egress) })
+    }
+
+    /// `GET /problems`.
+    pub(crate) fn told_problems(&self) -> Value {
+        json!(self.all_problems().collect::<Vec<_>>())
+    }
+
+    /// `GET /world`: the facts, for `reeve explain`.
+    pub(crate) fn facts(&self) -> Value {
+        let objects: Vec<&Value> = self.directory.objects().map(|object| &object.value).collect();
+        json!({ "node": self.node, "objects": objects, "localAddresses": self.local_addresses })
+    }
+}

@@ -1,0 +1,266 @@
+//! The one owner of engine, maps and links: takes facts in, makes the kernel enforce them, answers questions.
+//!
+//! Invariant: nothing in the kernel changes before every file has been read once; an endpoint's row stands before its
+//! programs are attached; a device whose pod is gone stays closed until the device goes.
+
+use crate::config::Config;
+use crate::datapath::discover::{self, Device, Links, Place};
+use crate::datapath::reconcile::{self, Interfaces};
+use crate::datapath::{Attachments, Loaded, MapError, Pins, adopt, embedded_object};
+use crate::dictionary::DictionaryFile;
+use crate::metrics::Metrics;
+use crate::watch::files::Directory;
+use anyhow::Context;
+use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::ids::WorkloadId;
+use reeve_policy::engine::Engine;
+use reeve_policy::model::{Level, Problem};
+use reeve_policy::plan::Op;
+use reeve_policy::provenance::{Dictionary, DictionaryEntry};
+use reeve_policy::store::Change;
+use rtnetlink::Handle;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+/// What numbers stand for, shared with those who write records.
+pub type SharedDictionary = Arc<RwLock<Dictionary>>;
+
+/// The node's enforcement.
+#[allow(missing_debug_implementations, reason = "holds aya's handles, which have none")]
+pub struct Enforcer {
+    pub(crate) engine: Engine,
+    pub(crate) loaded: Loaded,
+    pub(crate) attachments: Attachments,
+    pub(crate) interfaces: Interfaces,
+    pub(crate) directory: Directory,
+    pub(crate) local_addresses: BTreeSet<IpAddr>,
+    pub(crate) file_problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) node: String,
+    /// The revision that the kernel enforces.
+    pub(crate) active: u64,
+    /// Local endpoints whose interface has not been found.
+    pub(crate) waiting: BTreeSet<WorkloadId>,
+    /// Why the agent is not ready.
+    pub(crate) reasons: Vec<String>,
+    dictionary_file: DictionaryFile,
+    dictionary: SharedDictionary,
+    handle: Handle,
+    metrics: Arc<Metrics>,
+    /// What the kernel held at start, or after a failed plan: the next plan starts from there.
+    adopt_first: bool,
+}
+
+impl Enforcer {
+    /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
+    pub fn start(config: &Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let node = config.node.clone().context("which node is this? give --node NAME")?;
+        let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
+        let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
+        let loaded = Loaded::load(embedded_object(), Pins::Directory(&config.map_pins()), &config.map_entries)?;
+        for map in &loaded.replaced_maps {
+            tracing::warn!(map, "a pinned map had another layout; it was moved away");
+        }
+        let mut attachments = Attachments::new(Some(&config.link_pins()))?;
+        let found = adopt::read(&loaded.maps)?;
+        let mut interfaces = Interfaces::new();
+        for (workload, ifindex) in &found.interfaces {
+            interfaces.insert(*workload, Device { name: format!("#{ifindex}"), ifindex: *ifindex, bridge: 0 });
+        }
+        let mut loaded = loaded;
+        let resumed = attachments.resume(&mut loaded)?;
+        metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
+        tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
+        Ok(Self {
+            engine: Engine::new(&node, found.revision.0),
+            loaded,
+            attachments,
+            interfaces,
+            directory: Directory::new(&manifests),
+            local_addresses: BTreeSet::new(),
+            file_problems: Vec::new(),
+            problems: Vec::new(),
+            node,
+            active: 0,
+            waiting: BTreeSet::new(),
+            reasons: vec!["the manifests have not been read yet".to_owned()],
+            dictionary_file,
+            dictionary: Arc::new(RwLock::new(Dictionary::load(entries))),
+            handle,
+            metrics,
+            adopt_first: true,
+        })
+    }
+
+    /// The dictionary that records are named from.
+    pub fn dictionary(&self) -> SharedDictionary {
+        Arc::clone(&self.dictionary)
+    }
+
+    /// Reads the facts and makes the kernel enforce them. What fails is a reason not to be ready and is tried again
+    /// with the next step.
+    pub async fn step(&mut self) {
+        let begun = Instant::now();
+        let mut reasons = Vec::new();
+        if let Err(error) = self.try_step(begun, &mut reasons).await {
+            tracing::error!(error = format!("{error:#}"), "the kernel could not be brought up to date");
+            reasons.push(format!("{error:#}"));
+            self.adopt_first = true;
+        }
+        if reasons != self.reasons {
+            tracing::info!(reasons = reasons.join("; "), "readiness changed");
+            self.reasons = reasons;
+        }
+        self.metrics.observe(self);
+    }
+
+    async fn try_step(&mut self, begun: Instant, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        let scan = self
+            .directory
+            .scan()
+            .with_context(|| format!("manifests directory {} cannot be listed", self.directory.root().display()))?;
+        self.file_problems = scan.problems;
+        let mut changes = scan.changes;
+        let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
+        if local != self.local_addresses {
+            self.local_addresses.clone_from(&local);
+            changes.push(Change::LocalAddresses(local));
+        }
+        let first = self.active == 0;
+        if first && !scan.unread.is_empty() {
+            reasons.extend(scan.unread.iter().map(|path| unread(path)));
+            // The changes that were told now will not be told again: they go into the engine, the kernel stays.
+            self.learn(changes)?;
+            return Ok(());
+        }
+        let nothing_new = changes.is_empty() && !first && !self.adopt_first;
+        let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
+        if self.adopt_first {
+            let found = adopt::read(&self.loaded.maps)?;
+            ops = self.engine.adopt(&found.image);
+        }
+        self.carry_out(&ops)?;
+        self.adopt_first = false;
+        self.find_interfaces().await?;
+        if !nothing_new {
+            self.active = self.revision();
+            self.metrics.applied(begun.elapsed());
+        }
+        Ok(())
+    }
+
+    /// The newest revision that the engine has made.
+    pub(crate) fn revision(&self) -> u64 {
+        self.engine.revision().0
+    }
+
+    fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
+        let begun = Instant::now();
+        let update = self.engine.apply(changes);
+        self.metrics.compiled(begun.elapsed());
+        let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
+        let fresh: Vec<DictionaryEntry> = update.entries.into_iter().filter(|entry| known.insert(entry)).collect();
+        drop(known);
+        // On disk before any map refers to it.
+        self.dictionary_file.append(&fresh)?;
+        self.problems = update.problems;
+        Ok(update.plan)
+    }
+
+    /// All problems: those of files and those of objects.
+    pub(crate) fn all_problems(&self) -> impl Iterator<Item = &Problem> {
+        self.file_problems.iter().chain(&self.problems)
+    }
+
+    /// How many problems of a level there are.
+    pub(crate) fn problem_count(&self, level: Level) -> usize {
+        self.all_problems().filter(|problem| problem.level == level).count()
+    }
+
+    fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
+        let gone: Vec<WorkloadId> =
+            ops.iter().filter_map(|op| if let Op::DeleteEndpoint(workload) = op { Some(*workload) } else { None }).collect();
+        for workload in gone {
+            if let Some(device) = self.interfaces.remove(&workload) {
+                self.waiting.remove(&workload);
+                let taken = self.interfaces.values().any(|other| other.ifindex == device.ifindex);
+                if !taken {
+                    self.loaded.maps.endpoints.put(&device.ifindex, &closed(workload, device.ifindex))?;
+                }
+            }
+        }
+        reconcile::apply(&self.loaded.maps, ops, &self.interfaces)
+    }
+
+    /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished.
+    async fn find_interfaces(&mut self) -> anyhow::Result<()> {
+        let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
+        for (ifindex, _) in self.loaded.maps.endpoints.read()? {
+            if !links.contains(ifindex) {
+                self.loaded.maps.endpoints.delete(&ifindex)?;
+                self.attachments.detach(ifindex)?;
+            }
+        }
+        self.interfaces.retain(|_, device| links.contains(device.ifindex));
+        let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
+        self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
+        for (workload, image) in endpoints {
+            let addresses = [image.address_v4, image.address_v6];
+            let addresses: Vec<IpAddr> =
+                addresses.iter().filter(|a| a.0 != [0; 16]).map(|a| unmapped(a.0)).collect();
+            let mut place = Place::Nowhere;
+            for address in addresses {
+                place = discover::find(&self.handle, &links, address).await?;
+                if matches!(place, Place::Device(_)) {
+                    break;
+                }
+            }
+            let Place::Device(device) = place else {
+                // One that was found before keeps its place: a route may be gone for a moment.
+                if !self.interfaces.contains_key(&workload) {
+                    self.waiting.insert(workload);
+                }
+                continue;
+            };
+            self.waiting.remove(&workload);
+            let known = self.interfaces.get(&workload);
+            if known == Some(&device) && self.attachments.is_attached(device.ifindex) {
+                continue;
+            }
+            let row = reconcile::endpoint_row(workload, &image, device.ifindex);
+            let moved = known.filter(|known| known.ifindex != device.ifindex).cloned();
+            self.interfaces.insert(workload, device.clone());
+            for (address, value) in &self.engine.image().addresses {
+                if value.workload == workload {
+                    self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
+                }
+            }
+            self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+            self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+            tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
+            if let Some(old) = moved {
+                self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unread(path: &PathBuf) -> String {
+    format!("{} has not been readable yet; the kernel stays as it is", path.display())
+}
+
+/// A row that lets nothing new through: not ready.
+fn closed(workload: WorkloadId, ifindex: u32) -> EndpointValue {
+    EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, workload, ..EndpointValue::default() }
+}
+
+/// The address that a mapped form stands for.
+pub(crate) fn unmapped(bytes: [u8; 16]) -> IpAddr {
+    let v6 = std::net::Ipv6Addr::from(bytes);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}

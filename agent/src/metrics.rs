@@ -1,0 +1,153 @@
+//! Prometheus metrics; docs/metrics.md explains each.
+
+use crate::enforcer::Enforcer;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use reeve_abi::stats;
+use reeve_policy::model::Level;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+/// One verdict's labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabels {
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// `allow` or `deny`.
+    pub verdict: String,
+    /// `Kind/namespace/name`, `Kind/name` or `default:NAME`.
+    pub policy: String,
+}
+
+/// One label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// From a set that is closed in the code.
+    pub state: String,
+}
+
+/// A map's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MapLabels {
+    /// As in the program.
+    pub map: String,
+}
+
+/// All families.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "docs/metrics.md has a row for each")]
+pub struct Metrics {
+    registry: Registry,
+    pub verdicts: Family<VerdictLabels, Counter>,
+    pub flow_events: Family<StateLabels, Counter>,
+    pub records_lost: Counter,
+    pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
+    pub endpoints: Family<StateLabels, Gauge>,
+    pub problems: Family<StateLabels, Gauge>,
+    pub identities: Gauge,
+    pub policies: Gauge,
+    pub revision: Family<StateLabels, Gauge>,
+    pub map_entries: Family<MapLabels, Gauge>,
+    pub map_capacity: Family<MapLabels, Gauge>,
+    pub apply_seconds: Histogram,
+    pub compile_seconds: Histogram,
+    pub adopted_links: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let buckets = || exponential_buckets(0.000_25, 2.0, 16);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("reeve"),
+            verdicts: Family::default(),
+            flow_events: Family::default(),
+            records_lost: Counter::default(),
+            datapath_packets: Family::default(),
+            endpoints: Family::default(),
+            problems: Family::default(),
+            identities: Gauge::default(),
+            policies: Gauge::default(),
+            revision: Family::default(),
+            map_entries: Family::default(),
+            map_capacity: Family::default(),
+            apply_seconds: Histogram::new(buckets()),
+            compile_seconds: Histogram::new(buckets()),
+            adopted_links: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
+        registry.register("flow_events", "Flow events read from the kernel", metrics.flow_events.clone());
+        registry.register("records_lost", "Records that a sink could not take", metrics.records_lost.clone());
+        registry.register("datapath_packets", "Packets and losses counted in the kernel", metrics.datapath_packets.clone());
+        registry.register("endpoints", "Endpoints of this node", metrics.endpoints.clone());
+        registry.register("problems", "Problems in the input", metrics.problems.clone());
+        registry.register("identities", "Identities in use", metrics.identities.clone());
+        registry.register("policies", "Policies in force", metrics.policies.clone());
+        registry.register("revision", "Revisions", metrics.revision.clone());
+        registry.register("map_entries", "Rows in a map", metrics.map_entries.clone());
+        registry.register("map_capacity", "Rows that a map can hold", metrics.map_capacity.clone());
+        registry.register("apply_seconds", "From the change seen to the kernel", metrics.apply_seconds.clone());
+        registry.register("compile_seconds", "Time to compile a change", metrics.compile_seconds.clone());
+        registry.register("adopted_links", "Links taken over from an earlier agent", metrics.adopted_links.clone());
+        let build = prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The agent's build", build);
+        metrics
+    }
+}
+
+fn state(name: &str) -> StateLabels {
+    StateLabels { state: name.to_owned() }
+}
+
+fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Metrics {
+    /// A change took this long from being seen to the kernel.
+    pub(crate) fn applied(&self, took: Duration) {
+        self.apply_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A change took this long to compile.
+    pub(crate) fn compiled(&self, took: Duration) {
+        self.compile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Takes the enforcer's state over.
+    pub(crate) fn observe(&self, enforcer: &Enforcer) {
+        let image = enforcer.engine.image();
+        self.endpoints.get_or_create(&state("ready")).set(gauge(image.endpoints.len() - enforcer.waiting.len()));
+        self.endpoints.get_or_create(&state("unattached")).set(gauge(enforcer.waiting.len()));
+        self.problems.get_or_create(&state("warning")).set(gauge(enforcer.problem_count(Level::Warning)));
+        self.problems.get_or_create(&state("note")).set(gauge(enforcer.problem_count(Level::Note)));
+        let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
+        self.identities.set(gauge(identities.len()));
+        self.policies.set(gauge(enforcer.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum()));
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.revision.get_or_create(&state("compiled")).set(number(enforcer.revision()));
+        self.revision.get_or_create(&state("active")).set(number(enforcer.active));
+        for (map, entries, capacity) in enforcer.maps() {
+            let labels = MapLabels { map: map.to_owned() };
+            self.map_entries.get_or_create(&labels).set(number(entries));
+            self.map_capacity.get_or_create(&labels).set(number(capacity));
+        }
+        for (index, name) in stats::ALL {
+            if let Ok(value) = enforcer.loaded.maps.stats.sum(*index) {
+                let counter = self.datapath_packets.get_or_create(&state(name));
+                counter.inc_by(value.saturating_sub(counter.get()));
+            }
+        }
+    }
+
+    /// In the text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a string takes all text");
+        text
+    }
+}

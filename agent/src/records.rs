@@ -1,0 +1,220 @@
+//! Flow records: drained from the kernel, named, written and streamed.
+//!
+//! Invariant: telling never delays enforcing. What a slow reader or a full disk loses is counted.
+
+use crate::enforcer::SharedDictionary;
+use crate::metrics::{Metrics, StateLabels, VerdictLabels};
+use aya::maps::{MapData, RingBuf};
+use reeve_abi::event::Event;
+use reeve_flow::decode::{self, Kind};
+use reeve_flow::names::Namer;
+use reeve_flow::record::{FlowRecord, RecordedDecision};
+use reeve_flow::time::{Clock, Timestamp};
+use reeve_flow::wire;
+use reeve_policy::model::{Decider, Direction, Verdict};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{broadcast, mpsc};
+
+/// Between two looks at the ring buffer: waking a reader per event would cost 200 times the event.
+const DRAIN_EVERY: Duration = Duration::from_millis(10);
+/// Lines kept for `tail`.
+const TAIL_LINES: usize = 10_000;
+/// Lines that a live reader may lag behind before it loses some.
+const LIVE_LINES: usize = 16_384;
+
+/// Where lines go besides the sink: live readers, and those who ask for the last ones.
+#[derive(Clone, Debug)]
+pub struct Live {
+    sender: broadcast::Sender<Arc<str>>,
+    tail: Arc<Mutex<VecDeque<Arc<str>>>>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { sender: broadcast::channel(LIVE_LINES).0, tail: Arc::default() }
+    }
+}
+
+impl Live {
+    /// Lines from now on.
+    pub fn follow(&self) -> broadcast::Receiver<Arc<str>> {
+        self.sender.subscribe()
+    }
+
+    /// The last `lines` lines.
+    pub fn tail(&self, lines: usize) -> Vec<Arc<str>> {
+        let tail = self.tail.lock().expect("nobody panics while holding the tail");
+        tail.iter().skip(tail.len().saturating_sub(lines)).cloned().collect()
+    }
+
+    fn tell(&self, line: &Arc<str>) {
+        let mut tail = self.tail.lock().expect("nobody panics while holding the tail");
+        if tail.len() == TAIL_LINES {
+            tail.pop_front();
+        }
+        tail.push_back(Arc::clone(line));
+        drop(tail);
+        // Without readers there is nobody to tell.
+        let _ = self.sender.send(Arc::clone(line));
+    }
+}
+
+/// Where records are written.
+enum Sink {
+    Stdout(io::Stdout),
+    File(File),
+}
+
+impl Sink {
+    fn open(target: &str) -> io::Result<Self> {
+        if target == "stdout" {
+            return Ok(Self::Stdout(io::stdout()));
+        }
+        Ok(Self::File(OpenOptions::new().create(true).append(true).open(target)?))
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.write_all(text.as_bytes()).and_then(|()| out.flush()),
+            Self::File(file) => file.write_all(text.as_bytes()),
+        }
+    }
+}
+
+/// Turns events into lines.
+#[allow(missing_debug_implementations, reason = "aya's ring buffer has none")]
+pub struct Recorder {
+    events: RingBuf<MapData>,
+    /// Events that the enforcer made (flows that expired).
+    made: mpsc::UnboundedReceiver<Event>,
+    dictionary: SharedDictionary,
+    node: String,
+    sink: Sink,
+    live: Live,
+    metrics: Arc<Metrics>,
+    failing: bool,
+}
+
+impl Recorder {
+    /// Opens the sink; one that cannot be opened stops the start.
+    pub fn new(
+        events: RingBuf<MapData>,
+        made: mpsc::UnboundedReceiver<Event>,
+        dictionary: SharedDictionary,
+        node: String,
+        target: &str,
+        live: Live,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let sink = Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
+        Ok(Self { events, made, dictionary, node, sink, live, metrics, failing: false })
+    }
+
+    /// Drains for as long as the agent runs.
+    pub async fn run(mut self) {
+        let mut timer = tokio::time::interval(DRAIN_EVERY);
+        loop {
+            timer.tick().await;
+            self.drain();
+        }
+    }
+
+    /// Reads everything that has come so far.
+    pub fn drain(&mut self) {
+        let mut text = String::new();
+        let mut lines = 0;
+        let clock = clock();
+        while let Some(event) = self.events.next() {
+            let decoded = decode::event(&event);
+            lines += u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+        }
+        while let Ok(event) = self.made.try_recv() {
+            let decoded = decode::typed(event);
+            lines += u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+        }
+        if text.is_empty() {
+            return;
+        }
+        match self.sink.write(&text) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                self.metrics.records_lost.inc_by(lines);
+                if !self.failing {
+                    tracing::error!(%error, "records cannot be written; they are counted as lost");
+                }
+                self.failing = true;
+            }
+        }
+    }
+}
+
+/// Names one event and adds its line; false if it could not be read.
+fn tell(
+    decoded: &Result<decode::TypedEvent, decode::DecodeError>,
+    clock: Clock,
+    dictionary: &SharedDictionary,
+    node: &str,
+    live: &Live,
+    metrics: &Metrics,
+    text: &mut String,
+) -> bool {
+    let event = match decoded {
+        Ok(event) => event,
+        Err(error) => {
+            metrics.records_lost.inc();
+            tracing::error!(%error, "an event from the kernel cannot be read");
+            return false;
+        }
+    };
+    let names = dictionary.read().expect("nobody panics while writing the dictionary");
+    let record = Namer { names: &*names, node, clock }.record(event);
+    drop(names);
+    count(&record, event.kind, metrics);
+    let line: Arc<str> = wire::encode(&record).trim_end().into();
+    text.push_str(&line);
+    text.push('\n');
+    live.tell(&line);
+    true
+}
+
+fn count(record: &FlowRecord, kind: Kind, metrics: &Metrics) {
+    metrics.flow_events.get_or_create(&StateLabels { state: record.event.name().to_owned() }).inc();
+    if kind == Kind::Closed {
+        return; // not a verdict of its own
+    }
+    let verdict = if record.decision.verdict() == Verdict::Allow { "allow" } else { "deny" };
+    let labels = VerdictLabels {
+        direction: if record.direction == Direction::Egress { "egress" } else { "ingress" }.to_owned(),
+        verdict: verdict.to_owned(),
+        policy: decider_label(&record.decision),
+    };
+    metrics.verdicts.get_or_create(&labels).inc();
+}
+
+/// `Kind/namespace/name`, `Kind/name`, or `default:NAME`.
+fn decider_label(decision: &RecordedDecision) -> String {
+    match decision.known().map(|decision| &decision.decider) {
+        Some(Decider::Rule(rule)) => rule.policy.to_string(),
+        Some(Decider::Default(default)) => {
+            let name = serde_json::to_value(default).expect("a plain name");
+            format!("default:{}", name.as_str().unwrap_or_default())
+        }
+        None => "unknown".to_owned(),
+    }
+}
+
+/// From the kernel's clock to the wall's, as both stand now.
+fn clock() -> Clock {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Clock::from_readings(monotonic_ns(), Timestamp { unix_ns: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) })
+}
+
+/// The kernel's monotonic clock in ns.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
+}

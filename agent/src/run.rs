@@ -1,0 +1,163 @@
+//! The loop: one closed list of things that can wake it, one owner of the enforcement.
+
+use crate::admin;
+use crate::config::Config;
+use crate::enforcer::Enforcer;
+use crate::metrics::Metrics;
+use crate::records::{Live, Recorder};
+use anyhow::Context;
+use notify::Watcher;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// What can be asked through the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How the node stands.
+    Status,
+    /// Its endpoints.
+    Endpoints,
+    /// What cannot be honoured.
+    Problems,
+    /// The facts.
+    World,
+    /// Read the manifests now; the answer comes when the kernel has them.
+    Sync,
+}
+
+/// What wakes the loop.
+#[derive(Debug)]
+pub enum Wake {
+    /// Something in the manifests directory changed.
+    Files,
+    /// Somebody asks.
+    Asked(Question, oneshot::Sender<Value>),
+}
+
+/// A change is often several events: they are taken together.
+const SETTLE: Duration = Duration::from_millis(2);
+/// Between two looks at interfaces while an endpoint has none.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Between two looks at everything, whether or not anything was heard.
+const LOOK_ANYWAY: Duration = Duration::from_secs(2);
+/// Between two sweeps of the flow table.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs the agent until it is told to stop. What is pinned stays.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let started_at = reeve_flow::time::Timestamp::from_system(std::time::SystemTime::now()).to_string();
+    for directory in [&config.run_dir, &config.state_dir] {
+        std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be created", directory.display()))?;
+    }
+    let _lock = lock(&config)?;
+    let metrics = Arc::new(Metrics::default());
+    let (connection, handle, _) = rtnetlink::new_connection().context("no netlink socket")?;
+    tokio::spawn(connection);
+    let mut enforcer = Enforcer::start(&config, handle, Arc::clone(&metrics))?;
+    let live = Live::default();
+    let (closed, made) = mpsc::unbounded_channel();
+    let events = enforcer.loaded.take_events().context("the event buffer has another reader")?;
+    let recorder = Recorder::new(
+        events,
+        made,
+        enforcer.dictionary(),
+        enforcer.node.clone(),
+        &config.records,
+        live.clone(),
+        Arc::clone(&metrics),
+    )?;
+    tokio::spawn(recorder.run());
+
+    let (wake, mut woken) = mpsc::channel::<Wake>(1024);
+    let _watcher = watch(enforcer.directory.root(), wake.clone())?;
+    admin::serve(&config, wake, live, Arc::clone(&metrics)).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+
+    enforcer.step().await;
+    loop {
+        let patience = if enforcer.waiting.is_empty() && enforcer.ready() { LOOK_ANYWAY } else { LOOK_AGAIN };
+        let first = tokio::select! {
+            () = tokio::time::sleep(patience) => None,
+            heard = woken.recv() => heard,
+            _ = sweep.tick() => {
+                if let Err(error) = enforcer.sweep(&closed) {
+                    tracing::error!(error = format!("{error:#}"), "idle flows could not be ended");
+                }
+                continue;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        let mut asked = Vec::new();
+        let mut look = first.is_none();
+        if let Some(wake) = first {
+            match wake {
+                Wake::Files => {
+                    tokio::time::sleep(SETTLE).await;
+                    look = true;
+                }
+                Wake::Asked(question, answer) => asked.push((question, answer)),
+            }
+        }
+        while let Ok(wake) = woken.try_recv() {
+            match wake {
+                Wake::Files => look = true,
+                Wake::Asked(question, answer) => asked.push((question, answer)),
+            }
+        }
+        let begun = Instant::now();
+        if look || asked.iter().any(|(question, _)| *question == Question::Sync) {
+            enforcer.step().await;
+        }
+        for (question, answer) in asked {
+            // Who asked may have gone.
+            let _ = answer.send(reply(&enforcer, question, &started_at, begun));
+        }
+    }
+    tracing::info!("stopping; what is pinned goes on enforcing");
+    Ok(())
+}
+
+fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Instant) -> Value {
+    match question {
+        Question::Status => enforcer.status(started_at),
+        Question::Endpoints => enforcer.endpoints(),
+        Question::Problems => enforcer.told_problems(),
+        Question::World => enforcer.facts(),
+        Question::Sync if enforcer.ready() => {
+            let applied_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            json!({ "revision": enforcer.active, "applied_us": applied_us })
+        }
+        Question::Sync => json!({ "reasons": enforcer.reasons }),
+    }
+}
+
+fn watch(root: &std::path::Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<notify::RecommendedWatcher> {
+    let told = move |event: notify::Result<notify::Event>| {
+        let heard = !matches!(&event, Ok(event) if matches!(event.kind, notify::EventKind::Access(_)));
+        if heard {
+            // A full queue holds a wake-up already.
+            let _ = wake.try_send(Wake::Files);
+        }
+    };
+    let mut watcher = notify::recommended_watcher(told).context("inotify is not to be had")?;
+    watcher
+        .watch(root, notify::RecursiveMode::Recursive)
+        .with_context(|| format!("manifests directory {} cannot be watched", root.display()))?;
+    Ok(watcher)
+}
+
+/// One agent per run directory.
+fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
+    let path = config.run_dir.join("lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("another reeve-agent runs here: it holds {}", path.display()))?;
+    Ok(file)
+}
