@@ -70,7 +70,11 @@ pub fn denied_key(key: &FlowKey, hook: Hook) -> FlowKey {
 /// The port that rules speak of if the packet opens a flow: destination port, or ICMP type << 8 | code.
 #[inline(always)]
 pub fn judged_port(packet: &Packet) -> u16 {
-    if packet.is_icmp() { u16::from(packet.icmp_type) << 8 | u16::from(packet.icmp_code) } else { packet.destination_port }
+    if packet.is_icmp() {
+        u16::from(packet.icmp_type) << 8 | u16::from(packet.icmp_code)
+    } else {
+        packet.destination_port
+    }
 }
 
 /// The other direction.
@@ -110,7 +114,8 @@ pub fn closing(flags: u32) -> bool {
 /// Idle time after which a flow ends, in ns.
 #[inline(always)]
 pub fn timeout_ns(config: &Config, ip_protocol: u8, flow: &FlowValue) -> u64 {
-    let both = flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
+    let both =
+        flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
     if flow.verdict != reeve_abi::policy::VERDICT_ALLOW {
         // A cut flow is remembered so that its other side cannot revive it. TCP resends after up to 120 s.
         return if ip_protocol == protocol::TCP { config.tcp_established_ns } else { config.tcp_opening_ns };

@@ -75,7 +75,15 @@ pub fn is_pod(peer: &Peer) -> bool {
 
 /// Judges a flow of the endpoint in its original direction.
 #[inline(always)]
-pub fn rule<E: Env>(env: &E, endpoint: &EndpointValue, direction: u32, v6: u32, peer: &Peer, protocol: u8, port: u16) -> Ruling {
+pub fn rule<E: Env>(
+    env: &E,
+    endpoint: &EndpointValue,
+    direction: u32,
+    v6: u32,
+    peer: &Peer,
+    protocol: u8,
+    port: u16,
+) -> Ruling {
     if endpoint.flags & ENDPOINT_READY == 0 {
         return Ruling::deny(decision::NOT_READY);
     }

@@ -79,3 +79,6 @@ fn claims<E: Env>(env: &E, endpoint: &EndpointValue, address: &Address) -> bool 
     let owner = judge::peer(env, address);
     owner.unknown != 0 || owner.workload == endpoint.workload
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,7 +193,10 @@ pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
 #[inline(always)]
 pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 8];
-    if !env.load(offset, &mut h) || !env.load(offset + 8, &mut packet.source.0) || !env.load(offset + 24, &mut packet.destination.0) {
+    if !env.load(offset, &mut h)
+        || !env.load(offset + 8, &mut packet.source.0)
+        || !env.load(offset + 24, &mut packet.destination.0)
+    {
         return Kind::Malformed;
     }
     if h[0] >> 4 != 6 || packet.source.is_v4() || packet.destination.is_v4() {

@@ -29,10 +29,7 @@ pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
             flow.packets[0].wrapping_sub(flow.flushed_packets[0]),
             flow.packets[1].wrapping_sub(flow.flushed_packets[1]),
         ],
-        bytes: [
-            flow.bytes[0].wrapping_sub(flow.flushed_bytes[0]),
-            flow.bytes[1].wrapping_sub(flow.flushed_bytes[1]),
-        ],
+        bytes: [flow.bytes[0].wrapping_sub(flow.flushed_bytes[0]), flow.bytes[1].wrapping_sub(flow.flushed_bytes[1])],
         first_ns: now_ns,
         last_ns: now_ns,
     };

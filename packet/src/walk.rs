@@ -238,9 +238,7 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
         return None;
     }
     // A SYN from the other side, or on a flow that is over, opens a flow of its own; this one ends if that is allowed.
-    if flow::is_bare_syn(&s.packet)
-        && (!original || flow::closing(found.flags) || found.verdict != VERDICT_ALLOW)
-    {
+    if flow::is_bare_syn(&s.packet) && (!original || flow::closing(found.flags) || found.verdict != VERDICT_ALLOW) {
         s.replaces = 1;
         return None;
     }
@@ -375,7 +373,13 @@ fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
 fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     s.peer = judge::peer(env, &s.key.remote);
     let ruling = judge::rule(
-        env, &s.endpoint, s.flow.direction, s.packet.v6, &s.peer, s.packet.protocol, (s.flow.port & 0xffff) as u16,
+        env,
+        &s.endpoint,
+        s.flow.direction,
+        s.packet.v6,
+        &s.peer,
+        s.packet.protocol,
+        (s.flow.port & 0xffff) as u16,
     );
     if ruling.decision == decision::NOT_READY {
         return 0; // an endpoint that is being replaced keeps its established flows
@@ -441,7 +445,13 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             if !s.ruling.allows() && s.packet.tcp_flags & parse::tcp::SYN == 0 {
                 // Perhaps the middle of a connection that the other side opened.
                 let other = judge::rule(
-                    env, &s.endpoint, flow::opposite(direction), s.packet.v6, &s.peer, s.packet.protocol, s.packet.source_port,
+                    env,
+                    &s.endpoint,
+                    flow::opposite(direction),
+                    s.packet.v6,
+                    &s.peer,
+                    s.packet.protocol,
+                    s.packet.source_port,
                 );
                 if other.allows() {
                     s.ruling = other;
@@ -475,9 +485,7 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         address_epoch: s.config.address_epoch,
         direction,
         verdict: VERDICT_ALLOW,
-        flags: flags
-            | flow::seen(&s.packet, original)
-            | if s.peer.unknown != 0 { ct::FLOW_PEER_UNKNOWN } else { 0 },
+        flags: flags | flow::seen(&s.packet, original) | if s.peer.unknown != 0 { ct::FLOW_PEER_UNKNOWN } else { 0 },
         port: u32::from(judged),
         arrives_by: if direction == DIRECTION_INGRESS && original { env.ingress_ifindex().wrapping_add(1) } else { 0 },
         reserved: 0,

@@ -1,7 +1,8 @@
 //! Frames for tests, built by another implementation than the one that reads them.
 
 use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader, UdpHeader,
+    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader,
+    UdpHeader,
 };
 use std::net::IpAddr;
 
@@ -30,11 +31,21 @@ impl Ends {
     }
 
     pub(crate) fn ping(self, id: u16) -> Vec<u8> {
-        self.icmp(if self.is_v4() { 8 } else { 128 }, 0, [id.to_be_bytes(), [0, 1]].concat().try_into().expect("4"), b"abcdefgh")
+        self.icmp(
+            if self.is_v4() { 8 } else { 128 },
+            0,
+            [id.to_be_bytes(), [0, 1]].concat().try_into().expect("4"),
+            b"abcdefgh",
+        )
     }
 
     pub(crate) fn pong(self, id: u16) -> Vec<u8> {
-        self.icmp(if self.is_v4() { 0 } else { 129 }, 0, [id.to_be_bytes(), [0, 1]].concat().try_into().expect("4"), b"abcdefgh")
+        self.icmp(
+            if self.is_v4() { 0 } else { 129 },
+            0,
+            [id.to_be_bytes(), [0, 1]].concat().try_into().expect("4"),
+            b"abcdefgh",
+        )
     }
 
     /// An ICMP error (port unreachable) that quotes a frame from its IP header on, cut off like routers do.
@@ -72,7 +83,8 @@ impl Ends {
         match (self.0, self.1) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let length = u16::try_from(payload.len()).expect("a packet is below 64 KiB");
-                let header = Ipv4Header::new(length, 64, experiment, source.octets(), destination.octets()).expect("it fits");
+                let header =
+                    Ipv4Header::new(length, 64, experiment, source.octets(), destination.octets()).expect("it fits");
                 builder.ip(etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default()))
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {

@@ -80,7 +80,8 @@ fn ipv4_options_are_skipped() {
 #[test]
 fn ipv6_extension_headers_are_walked() {
     // hop-by-hop, destination options, routing, authentication (counts in 4 bytes)
-    let chain = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[43, 1], &[0; 14], &[51, 0], &[0; 6], &[17, 1], &[0; 10], &udp_bytes()];
+    let chain =
+        [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[43, 1], &[0; 14], &[51, 0], &[0; 6], &[17, 1], &[0; 10], &udp_bytes()];
     let frame = ends(V6).ip(IpNumber(0), &chain.concat());
     check(&frame, (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE));
     let eight = [60, 0, 1, 4, 0, 0, 0, 0].repeat(7);

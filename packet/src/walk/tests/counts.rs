@@ -1,0 +1,198 @@
+use crate::env::Action::{Continue, Drop};
+use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided};
+use reeve_abi::decision;
+use reeve_abi::event::EVENT_DENIED;
+use reeve_abi::ids::ClassId;
+use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
+use reeve_abi::stats;
+
+/// Nobody may reach the pod but the client; the pod may reach anyone.
+fn world() -> World {
+    let mut world = World::new();
+    world.row(1, ClassId(0), decided(false, 1));
+    world.row(1, CLIENT.class(), decided(true, 2));
+    world.row(2, ClassId(0), decided(true, 3));
+    world.row(3, ClassId(0), decided(false, 4));
+    world.select(1, 2);
+    world
+}
+
+/// Packets in edge rows of a verdict.
+fn in_edges(world: &World, verdict: u32) -> u64 {
+    let rows = world.host.edges.all();
+    rows.iter().filter(|(key, _)| key.kind >> 8 & 0xff == verdict).flat_map(|(_, value)| value.packets).sum()
+}
+
+/// Packets that live flows have not flushed yet.
+fn unflushed(world: &World, verdict: u32) -> u64 {
+    let flows = world.host.flows.all();
+    let of = flows.iter().filter(|(_, flow)| flow.verdict == verdict);
+    of.map(|(_, flow)| flow.packets.iter().sum::<u64>() - flow.flushed_packets.iter().sum::<u64>()).sum()
+}
+
+#[test]
+fn repeated_denials_are_told_once_a_second_with_the_count() {
+    let mut world = world();
+    let datagram = REMOTE.to(POD, false).udp(40_000, 53);
+    for _ in 0..100 {
+        assert_eq!(world.to_pod(&datagram, UPLINK), Drop);
+        world.host.now_ns += 50_000_000;
+    }
+    let events = world.events();
+    let told: Vec<u64> = events.iter().map(|event| event.packets[0]).collect();
+    assert_eq!(told, [1, 20, 20, 20, 20]);
+    assert!(events.iter().all(|event| event.kind == EVENT_DENIED && event.first_ns == events[0].time_ns));
+    assert_eq!(in_edges(&world, VERDICT_DENY), 100);
+    assert_eq!((world.host.stat(stats::DENIED_JUDGED), world.host.stat(stats::DENIED_REPEATED)), (1, 99));
+    // Another tuple has a second of its own.
+    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(40_001, 53), UPLINK), Drop);
+    assert_eq!(world.event().packets, [1, 0]);
+}
+
+#[test]
+fn a_denial_by_another_decider_is_told_at_once() {
+    let mut world = world();
+    let datagram = REMOTE.to(POD, false).udp(40_000, 53);
+    world.to_pod(&datagram, UPLINK);
+    world.row(1, ClassId(0), decided(false, 5));
+    world.select(1, 2);
+    world.to_pod(&datagram, UPLINK);
+    let deciders: Vec<_> = world.events().iter().map(|event| event.decision).collect();
+    assert_eq!(deciders, [decided(false, 1), decided(false, 5)]);
+}
+
+#[test]
+fn denied_datagrams_of_the_pod_and_to_it_are_counted_apart() {
+    let mut world = world();
+    world.select(1, 3);
+    let out = POD.to(REMOTE, false).udp(123, 123);
+    let back = REMOTE.to(POD, false).udp(123, 123);
+    assert_eq!((world.from_pod(&out), world.to_pod(&back, UPLINK)), (Drop, Drop));
+    assert_eq!(world.host.denied.all().len(), 2);
+    let directions: Vec<u32> = world.host.edges.all().iter().map(|(key, _)| key.kind & 1).collect();
+    assert_eq!(directions.len(), 2);
+    assert_ne!(directions[0], directions[1]);
+}
+
+#[test]
+fn an_edge_has_the_packets_of_both_ways_and_one_connection() {
+    let mut world = world();
+    let ends = CLIENT.to(POD, false);
+    world.to_pod(&ends.tcp(40_000, 80, "S"), CLIENT_DEVICE);
+    world.from_pod(&ends.back().tcp(80, 40_000, "S."));
+    world.after_s(1).to_pod(&ends.tcp(40_000, 80, "."), CLIENT_DEVICE);
+    let rows = world.host.edges.all();
+    assert_eq!(rows.len(), 1);
+    let (key, value) = rows[0];
+    assert_eq!((key.subject, key.peer, key.peer_identity), (POD.workload(), CLIENT.workload(), CLIENT.identity()));
+    assert_eq!((key.decision, key.revision.0), (decided(true, 2), 2));
+    assert_eq!((key.service, key.kind), (6 << 16 | 80, VERDICT_ALLOW << 8));
+    assert_eq!((value.connections, value.packets, value.bytes), (1, [2, 1], [94, 47]));
+    assert_eq!(value.last_ns - value.first_ns, 1_000_000_000);
+    // Another connection to the same port adds to the same row.
+    world.to_pod(&ends.tcp(40_001, 80, "S"), CLIENT_DEVICE);
+    assert_eq!(world.host.edges.all()[0].1.connections, 2);
+}
+
+#[test]
+fn offloaded_segments_count_each() {
+    let mut world = world();
+    world.host.segments = 40;
+    world.from_pod(&POD.to(REMOTE, false).tcp(1, 443, "S"));
+    world.host.segments = 3;
+    world.to_pod(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
+    assert_eq!((in_edges(&world, VERDICT_ALLOW), in_edges(&world, VERDICT_DENY)), (40, 3));
+}
+
+#[test]
+fn the_bank_in_the_settings_is_the_one_that_is_written() {
+    let mut world = world();
+    for bank in [0, 1] {
+        world.host.config.as_mut().unwrap().edges_bank = bank;
+        world.to_pod(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
+    }
+    let banks: Vec<u32> = world.host.edges.all().iter().map(|(key, _)| key.kind >> 16).collect();
+    assert_eq!(banks, [0, 1]);
+}
+
+#[test]
+fn an_edge_that_does_not_fit_is_counted_as_lost_and_judged_all_the_same() {
+    let mut world = world();
+    world.host.edges.has_room.set(false);
+    assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 53)), Continue);
+    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
+    assert_eq!(world.host.stat(stats::EDGES_LOST), 2);
+}
+
+#[test]
+fn a_denied_tuple_that_does_not_fit_is_told_and_counted_as_lost() {
+    let mut world = world();
+    world.host.denied.has_room.set(false);
+    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
+    assert_eq!((world.event().kind, world.host.stat(stats::DENIED_LOST)), (EVENT_DENIED, 1));
+}
+
+#[test]
+fn edges_and_live_flows_have_every_packet_once() {
+    for seed in 1..40_u64 {
+        let mut world = world();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (mut allowed, mut denied) = (0, 0);
+        for _ in 0..400 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let pick = |n: u64, shift: u32| (state >> shift) % n;
+            let (who, by) =
+                [(CLIENT, CLIENT_DEVICE), (REMOTE, UPLINK), (WORLD, UPLINK)][usize::try_from(pick(3, 60)).unwrap()];
+            let v6 = pick(2, 10) == 1;
+            let port = 40_000 + u16::try_from(pick(3, 20)).unwrap();
+            let flags = ["S", "S.", ".", "F.", "R"][usize::try_from(pick(5, 24)).unwrap()];
+            let ends = POD.to(who, v6);
+            world.host.segments = 1 + u32::try_from(pick(3, 30)).unwrap();
+            let (kind, out) = (pick(4, 34), pick(2, 40) == 1);
+            let ends = if out { ends } else { ends.back() };
+            let (a, b) = if out { (port, 80) } else { (80, port) };
+            let frame = match kind {
+                0 => ends.udp(a, b),
+                1 => ends.ping(port),
+                2 => ends.pong(port),
+                _ => ends.tcp(a, b, flags),
+            };
+            let action = if out { world.from_pod(&frame) } else { world.to_pod(&frame, by) };
+            if action == Continue {
+                allowed += u64::from(world.host.segments)
+            } else {
+                denied += u64::from(world.host.segments)
+            }
+            world.host.now_ns += pick(40, 44) * pick(40, 50) * 25_000_000;
+            match pick(60, 54) {
+                0 => world.select(1, 3),
+                1 => world.select(0, 2),
+                2 => world.select(1, 2),
+                _ => {}
+            }
+        }
+        assert_eq!(allowed + denied, world.sent);
+        let sum = |verdict| in_edges(&world, verdict) + unflushed(&world, verdict);
+        assert_eq!(sum(VERDICT_ALLOW), allowed, "allowed, seed {seed}");
+        assert_eq!(sum(VERDICT_DENY), denied, "denied, seed {seed}");
+        let told: u64 =
+            [stats::ALLOWED_ESTABLISHED, stats::ALLOWED_JUDGED, stats::DENIED_JUDGED, stats::DENIED_REPEATED]
+                .map(|stat| world.host.stat(stat))
+                .iter()
+                .sum();
+        assert_eq!(told, 400, "each frame leaves by one exit");
+        assert!(allowed > 50 && denied > 50, "both happen: {allowed} and {denied}");
+    }
+}
+
+#[test]
+fn every_record_names_a_decider() {
+    let mut world = world();
+    for frame in [POD.to(REMOTE, false).udp(1, 2), CLIENT.to(REMOTE, false).udp(1, 2), POD.to(REMOTE, false).arp()] {
+        world.from_pod(&frame);
+    }
+    world.from_pod(&[0; 20]);
+    let events = world.events();
+    assert!(events.iter().all(|event| event.decision.0 != 0 && event.time_ns != 0), "{events:#?}");
+    assert_eq!(events.last().unwrap().decision, decision::SPOOFED_SOURCE);
+}

@@ -1,0 +1,97 @@
+use crate::env::Action::{Continue, Drop};
+use crate::host::{Ends, POD, REMOTE, UPLINK, World, decided, event_kinds};
+use reeve_abi::config::SECOND_NS;
+use reeve_abi::decision;
+use reeve_abi::event::{EVENT_DENIED, EVENT_OPENED};
+use reeve_abi::ids::ClassId;
+
+/// Only port 53 of the pod may be reached, by datagrams; the pod may send nothing.
+fn only_port_53() -> World {
+    let mut world = World::new();
+    world.row_with_table(1, ClassId(0), decided(false, 1), 5, 0);
+    world.port(5, 17, 53, decided(true, 2));
+    world.row(2, ClassId(0), decided(false, 3));
+    world.select(1, 2);
+    world
+}
+
+/// First and later part of a packet.
+fn parts(ends: Ends, whole: &[u8], id: u16) -> [Vec<u8>; 2] {
+    [ends.fragment(whole, id, 0, 8, true), ends.fragment(whole, id, 1, 99, false)]
+}
+
+#[test]
+fn a_later_fragment_shares_the_fate_of_the_first() {
+    for v6 in [false, true] {
+        for (port, want, decider) in [(53, Continue, decided(true, 2)), (54, Drop, decided(false, 1))] {
+            let mut world = only_port_53();
+            let ends = REMOTE.to(POD, v6);
+            let [first, later] = parts(ends, &ends.udp(40_000, port), 9);
+            assert_eq!(world.to_pod(&first, UPLINK), want);
+            assert_eq!(world.to_pod(&later, UPLINK), want);
+            let events = world.events();
+            assert_eq!(events.len(), 1, "one tuple: {events:#?}");
+            assert_eq!((events[0].decision, events[0].port), (decider, u32::from(port)));
+        }
+    }
+}
+
+#[test]
+fn a_later_fragment_whose_first_was_not_seen_is_denied() {
+    for v6 in [false, true] {
+        let ends = REMOTE.to(POD, v6);
+        let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
+        let [_, other] = parts(ends, &ends.udp(40_000, 53), 10);
+        let mut world = only_port_53();
+        assert_eq!(world.to_pod(&later, UPLINK), Drop);
+        assert_eq!(world.event().decision, decision::UNKNOWN_FRAGMENT);
+        assert_eq!(world.to_pod(&first, UPLINK), Continue);
+        assert_eq!(world.to_pod(&other, UPLINK), Drop, "of another packet");
+        let kinds = event_kinds(&world.events());
+        assert_eq!(kinds[0], (EVENT_OPENED, decided(true, 2)));
+        assert_eq!(world.to_pod(&later, UPLINK), Continue);
+    }
+}
+
+#[test]
+fn fragments_at_one_hook_say_nothing_at_the_other() {
+    let mut world = only_port_53();
+    let ends = REMOTE.to(POD, false);
+    let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
+    assert_eq!(world.to_pod(&first, UPLINK), Continue);
+    world.events();
+    // The pod cannot send it: its source is another's, known fragment or not.
+    assert_eq!(world.from_pod(&later), Drop);
+    assert_eq!(world.to_pod(&later, UPLINK), Continue);
+}
+
+#[test]
+fn a_first_fragment_is_forgotten_after_a_minute() {
+    for (ns, want) in [(60 * SECOND_NS, Continue), (60 * SECOND_NS + 1, Drop)] {
+        let mut world = World::new();
+        let ends = REMOTE.to(POD, false);
+        let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
+        world.to_pod(&first, UPLINK);
+        world.host.now_ns += ns;
+        assert_eq!(world.to_pod(&later, UPLINK), want);
+    }
+}
+
+#[test]
+fn a_fragmented_answer_to_a_ping_belongs_to_the_ping() {
+    for v6 in [false, true] {
+        let mut world = World::new();
+        world.row(1, ClassId(0), decided(false, 1));
+        world.select(1, 0);
+        let back = REMOTE.to(POD, v6);
+        assert_eq!(world.from_pod(&back.back().ping(7)), Continue);
+        let [first, later] = parts(back, &back.pong(7), 9);
+        assert_eq!(world.to_pod(&first, UPLINK), Continue);
+        assert_eq!(world.to_pod(&later, UPLINK), Continue);
+        assert_eq!(world.events().len(), 1);
+        let [first, later] = parts(back, &back.pong(8), 10);
+        assert_eq!(world.to_pod(&first, UPLINK), Drop);
+        assert_eq!(world.to_pod(&later, UPLINK), Drop);
+        assert_eq!(event_kinds(&world.events()), [(EVENT_DENIED, decided(false, 1))]);
+    }
+}

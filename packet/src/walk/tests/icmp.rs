@@ -86,10 +86,10 @@ fn an_error_that_quotes_nothing_of_the_pod_is_judged_by_policy() {
         let out = POD.to(REMOTE, v6);
         let router = WORLD.to(POD, v6);
         for quoted in [
-            out.udp(40_001, 53),             // another port
-            out.tcp(40_000, 53, "."),        // another protocol
+            out.udp(40_001, 53),                 // another port
+            out.tcp(40_000, 53, "."),            // another protocol
             HOST.to(REMOTE, v6).udp(40_000, 53), // not what this pod sent
-            out.back().udp(53, 40_000),      // the wrong way round
+            out.back().udp(53, 40_000),          // the wrong way round
         ] {
             let mut world = closed_inwards();
             world.from_pod(&out.udp(40_000, 53));

@@ -154,9 +154,7 @@ fn what_a_pod_sends_to_its_own_node_is_judged() {
 
 #[test]
 fn a_contested_address_is_judged_as_nobodys() {
-    for (contested, want, decider) in
-        [(true, Drop, decision_of_contested()), (false, Continue, decided(true, 8))]
-    {
+    for (contested, want, decider) in [(true, Drop, decision_of_contested()), (false, Continue, decided(true, 8))] {
         let mut world = open();
         world.row(1, REMOTE.class(), decided(true, 8));
         world.host.classes.insert(reeve_abi::ids::IDENTITY_CONTESTED, ClassId(77));

@@ -37,7 +37,9 @@ fn a_policy_that_denies_now_cuts_the_flow_in_both_directions() {
             assert_eq!(world.from_pod(&out.tcp(40_000, 443, ".")), Drop);
         }
         let events = world.events();
-        assert!(events.iter().all(|e| (e.kind, e.flags, e.decision) == (EVENT_DENIED, EVENT_FLAG_CUT, decided(false, 3))));
+        assert!(
+            events.iter().all(|e| (e.kind, e.flags, e.decision) == (EVENT_DENIED, EVENT_FLAG_CUT, decided(false, 3)))
+        );
         let told: u64 = events.iter().map(|e| e.packets[0]).sum();
         let flow = world.host.flows.all()[0].1;
         assert_eq!(told, flow.flushed_packets.iter().sum::<u64>() - 2, "what was not told is yet to be flushed");
