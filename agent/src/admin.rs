@@ -25,9 +25,15 @@ struct Shared {
 }
 
 /// Listens on both and serves until the process ends.
-pub async fn serve(config: &Config, wake: mpsc::Sender<Wake>, live: Live, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    config: &Config,
+    wake: mpsc::Sender<Wake>,
+    live: Live,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
     let shared = Shared { wake, live, metrics };
-    let open = Router::new().route("/metrics", get(metrics_text)).route("/healthz", get(health)).route("/readyz", get(ready));
+    let open =
+        Router::new().route("/metrics", get(metrics_text)).route("/healthz", get(health)).route("/readyz", get(ready));
     let private = open
         .clone()
         .route("/status", get(|shared: State<Shared>| ask(shared, Question::Status)))
@@ -43,7 +49,8 @@ pub async fn serve(config: &Config, wake: mpsc::Sender<Wake>, live: Live, metric
         }
         _ => {}
     }
-    let socket = tokio::net::UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let socket =
+        tokio::net::UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     let port = tokio::net::TcpListener::bind(config.metrics_listen)
         .await
@@ -94,9 +101,7 @@ async fn health(State(shared): State<Shared>) -> Response {
 async fn ready(State(shared): State<Shared>) -> Response {
     match put(&shared, Question::Status).await {
         Ok(status) if status["ready"] == true => (StatusCode::OK, "ready\n").into_response(),
-        Ok(status) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "reasons": status["reasons"] }))).into_response()
-        }
+        Ok(status) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "reasons": status["reasons"] }))).into_response(),
         Err(response) => response,
     }
 }

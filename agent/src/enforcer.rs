@@ -21,7 +21,7 @@ use reeve_policy::store::Change;
 use rtnetlink::Handle;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
@@ -182,8 +182,10 @@ impl Enforcer {
 
     fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
         // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
-        let gone: Vec<WorkloadId> =
-            ops.iter().filter_map(|op| if let Op::DeleteEndpoint(workload) = op { Some(*workload) } else { None }).collect();
+        let gone: Vec<WorkloadId> = ops
+            .iter()
+            .filter_map(|op| if let Op::DeleteEndpoint(workload) = op { Some(*workload) } else { None })
+            .collect();
         for workload in gone {
             if let Some(device) = self.interfaces.remove(&workload) {
                 self.waiting.remove(&workload);
@@ -210,8 +212,7 @@ impl Enforcer {
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         for (workload, image) in endpoints {
             let addresses = [image.address_v4, image.address_v6];
-            let addresses: Vec<IpAddr> =
-                addresses.iter().filter(|a| a.0 != [0; 16]).map(|a| unmapped(a.0)).collect();
+            let addresses: Vec<IpAddr> = addresses.iter().filter(|a| a.0 != [0; 16]).map(|a| unmapped(a.0)).collect();
             let mut place = Place::Nowhere;
             for address in addresses {
                 place = discover::find(&self.handle, &links, address).await?;
@@ -250,7 +251,7 @@ impl Enforcer {
     }
 }
 
-fn unread(path: &PathBuf) -> String {
+fn unread(path: &Path) -> String {
     format!("{} has not been readable yet; the kernel stays as it is", path.display())
 }
 

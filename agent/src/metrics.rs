@@ -82,7 +82,11 @@ impl Default for Metrics {
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
         registry.register("flow_events", "Flow events read from the kernel", metrics.flow_events.clone());
         registry.register("records_lost", "Records that a sink could not take", metrics.records_lost.clone());
-        registry.register("datapath_packets", "Packets and losses counted in the kernel", metrics.datapath_packets.clone());
+        registry.register(
+            "datapath_packets",
+            "Packets and losses counted in the kernel",
+            metrics.datapath_packets.clone(),
+        );
         registry.register("endpoints", "Endpoints of this node", metrics.endpoints.clone());
         registry.register("problems", "Problems in the input", metrics.problems.clone());
         registry.register("identities", "Identities in use", metrics.identities.clone());

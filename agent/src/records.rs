@@ -110,7 +110,8 @@ impl Recorder {
         live: Live,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let sink = Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
+        let sink =
+            Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
         Ok(Self { events, made, dictionary, node, sink, live, metrics, failing: false })
     }
 
@@ -130,11 +131,13 @@ impl Recorder {
         let clock = clock();
         while let Some(event) = self.events.next() {
             let decoded = decode::event(&event);
-            lines += u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+            lines +=
+                u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
         }
         while let Ok(event) = self.made.try_recv() {
             let decoded = decode::typed(event);
-            lines += u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+            lines +=
+                u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
         }
         if text.is_empty() {
             return;

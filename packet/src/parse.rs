@@ -217,11 +217,7 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
     let mut next = h[6];
     let mut at = offset + 40;
     let mut left = MAX_EXTENSIONS;
-    loop {
-        match next {
-            0 | 43 | 60 | 51 | 44 => {}
-            _ => break,
-        }
+    while matches!(next, 0 | 43 | 60 | 51 | 44) {
         if left == 0 {
             return Kind::Malformed;
         }

@@ -41,7 +41,8 @@ pub(crate) fn bpf_tools(places: &Places) -> anyhow::Result<BpfTools> {
 /// Programs and mounts of the lab; needs root, as the lab does.
 pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("ip", "iproute2")?;
-    say("network namespaces", "iproute2");
+    packages::need("bpftool", "bpftool")?;
+    say("lab", "iproute2, bpftool");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

@@ -24,40 +24,40 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
     while let Some(op) = rest.peek() {
         match op {
             Op::PutPort(..) => {
-                put(&maps.ports, &mut rest, |op| if let Op::PutPort(k, v) = op { Some((*k, *v)) } else { None })?
+                put(&maps.ports, &mut rest, |op| if let Op::PutPort(k, v) = op { Some((*k, *v)) } else { None })?;
             }
             Op::PutRange(..) => {
-                put(&maps.ranges, &mut rest, |op| if let Op::PutRange(k, v) = op { Some((*k, *v)) } else { None })?
+                put(&maps.ranges, &mut rest, |op| if let Op::PutRange(k, v) = op { Some((*k, *v)) } else { None })?;
             }
             Op::PutPeer(..) => {
-                put(&maps.peers, &mut rest, |op| if let Op::PutPeer(k, v) = op { Some((*k, *v)) } else { None })?
+                put(&maps.peers, &mut rest, |op| if let Op::PutPeer(k, v) = op { Some((*k, *v)) } else { None })?;
             }
             Op::PutClass(..) => {
-                put(&maps.classes, &mut rest, |op| if let Op::PutClass(k, v) = op { Some((k.0, *v)) } else { None })?
+                put(&maps.classes, &mut rest, |op| if let Op::PutClass(k, v) = op { Some((k.0, *v)) } else { None })?;
             }
             Op::PutNetwork(..) => {
-                put(&maps.networks, &mut rest, |op| if let Op::PutNetwork(k, v) = op { Some((*k, *v)) } else { None })?
+                put(&maps.networks, &mut rest, |op| if let Op::PutNetwork(k, v) = op { Some((*k, *v)) } else { None })?;
             }
             Op::PutAddress(..) => put(&maps.addresses, &mut rest, |op| {
                 if let Op::PutAddress(k, v) = op { Some((*k, placed(*v, interfaces))) } else { None }
             })?,
             Op::DeletePort(_) => {
-                delete(&maps.ports, &mut rest, |op| if let Op::DeletePort(k) = op { Some(*k) } else { None })?
+                delete(&maps.ports, &mut rest, |op| if let Op::DeletePort(k) = op { Some(*k) } else { None })?;
             }
             Op::DeleteRange(_) => {
-                delete(&maps.ranges, &mut rest, |op| if let Op::DeleteRange(k) = op { Some(*k) } else { None })?
+                delete(&maps.ranges, &mut rest, |op| if let Op::DeleteRange(k) = op { Some(*k) } else { None })?;
             }
             Op::DeletePeer(_) => {
-                delete(&maps.peers, &mut rest, |op| if let Op::DeletePeer(k) = op { Some(*k) } else { None })?
+                delete(&maps.peers, &mut rest, |op| if let Op::DeletePeer(k) = op { Some(*k) } else { None })?;
             }
             Op::DeleteClass(_) => {
-                delete(&maps.classes, &mut rest, |op| if let Op::DeleteClass(k) = op { Some(k.0) } else { None })?
+                delete(&maps.classes, &mut rest, |op| if let Op::DeleteClass(k) = op { Some(k.0) } else { None })?;
             }
             Op::DeleteNetwork(_) => {
-                delete(&maps.networks, &mut rest, |op| if let Op::DeleteNetwork(k) = op { Some(*k) } else { None })?
+                delete(&maps.networks, &mut rest, |op| if let Op::DeleteNetwork(k) = op { Some(*k) } else { None })?;
             }
             Op::DeleteAddress(_) => {
-                delete(&maps.addresses, &mut rest, |op| if let Op::DeleteAddress(k) = op { Some(*k) } else { None })?
+                delete(&maps.addresses, &mut rest, |op| if let Op::DeleteAddress(k) = op { Some(*k) } else { None })?;
             }
             Op::PutEndpoint(workload, image) => {
                 if let Some(device) = interfaces.get(workload) {

@@ -26,6 +26,7 @@ struct Element {
 }
 
 /// `union bpf_attr`, batch commands.
+#[allow(clippy::struct_field_names, reason = "the kernel's names")]
 #[repr(C)]
 #[derive(Default)]
 struct Batch {

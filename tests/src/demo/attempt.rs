@@ -145,7 +145,7 @@ pub fn attempt(store: &Store, records: &mut Records, from: &Pod, to: &Pod, probe
     found.sort_by_key(|(_, record)| std::cmp::Reverse(record.direction));
     let recorded_allow = !found.is_empty() && found.iter().all(|(_, record)| record.decision.verdict() == Verdict::Allow);
     let disagreement = if let Err(error) = gathered {
-        Some(format!("the oracle expects a record that did not come ({error:#})"))
+        Some(format!("the oracle expects a record that did not come ({error:#}); the socket saw {answer:?}"))
     } else if answer.is_ok() != recorded_allow {
         Some(format!("the records say {}, the socket saw {answer:?}", word(recorded_allow)))
     } else if answer.is_ok() != (told.verdict == Verdict::Allow) {

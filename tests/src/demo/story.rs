@@ -225,21 +225,20 @@ fn relabel(agent: &Agent, cast: &Cast, labels: &[(&str, &str)]) -> anyhow::Resul
     })
 }
 
-/// Takes the programs at an interface away behind the agent's back.
+/// Takes the programs at an interface away behind the agent's back, as `bpftool link detach` does for an operator.
 fn detach(node: &Node, interface: &str) -> anyhow::Result<()> {
-    let list = node.netns().run(|| Command::new("bpftool").args(["--json", "net", "show", "dev", interface]).output())??;
-    let shown: Value = serde_json::from_slice(&list.stdout).context("bpftool printed no JSON")?;
-    let mut detached = 0;
-    for program in shown[0]["tc"].as_array().into_iter().flatten() {
-        let Some(link) = program["link_id"].as_u64() else { continue };
-        let status = Command::new("bpftool").args(["link", "detach", "id", &link.to_string()]).status()?;
-        if !status.success() {
-            bail!("bpftool could not detach link {link}");
-        }
-        detached += 1;
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: the name is a terminated string that outlives the call.
+    let ifindex = node.netns().run(|| unsafe { libc::if_nametoindex(name.as_ptr()) })?;
+    if ifindex == 0 {
+        bail!("{interface} is no interface of the node");
     }
-    if detached == 0 {
-        bail!("no program is attached at {interface}: {shown}");
+    for side in ["from", "to"] {
+        let pin = node.bpffs().join(format!("reeve/v1/links/{ifindex}-{side}"));
+        let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output().context("bpftool cannot be run")?;
+        if !output.status.success() {
+            bail!("bpftool could not detach {}: {}", pin.display(), String::from_utf8_lossy(&output.stderr));
+        }
     }
     Ok(())
 }
