@@ -6,6 +6,7 @@
 pub mod demo;
 pub mod frames;
 pub mod judge;
+pub mod kernel;
 pub mod lab;
 pub mod require;
 pub mod traffic;

@@ -1,0 +1,249 @@
+//! The compiled programs in the running kernel, one frame at a time (`BPF_PROG_TEST_RUN`), and their maps, typed.
+//!
+//! Invariant: nothing is pinned or attached; everything is gone with the value and its thread.
+
+mod image;
+mod rows;
+
+use anyhow::Context;
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
+use reeve_abi::config::Config;
+use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::event::Event;
+use reeve_abi::ids::IdentityId;
+use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_packet::env::Hook;
+use std::collections::HashSet;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::Command;
+
+pub use rows::Rows;
+
+/// Maps that are preallocated or large in production, and entries that are enough for tests.
+const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENTS", 1_024), ("EVENTS", 1 << 20)];
+
+/// `struct __sk_buff`, in bytes, and where a test run reads it.
+const CONTEXT_BYTES: usize = 192;
+const CONTEXT_INGRESS_IFINDEX: usize = 36;
+const CONTEXT_IFINDEX: usize = 40;
+
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+
+/// The programs, loaded and verified, with maps of their own.
+pub struct Kernel {
+    programs: Ebpf,
+    events: RingBuf<MapData>,
+    interfaces: HashSet<u32>,
+    /// The network namespace belongs to the thread.
+    not_send: PhantomData<*const ()>,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// On to whoever is next in the chain.
+    Continue,
+    /// Dropped.
+    Drop,
+}
+
+/// What a program did with one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What became of it.
+    pub action: Action,
+    /// What was told.
+    pub events: Vec<Event>,
+}
+
+impl Kernel {
+    /// Loads the object that `REEVE_BPF_OBJECT` names and moves the calling thread into a network namespace of its own,
+    /// where interfaces are made as they are asked for.
+    pub fn load() -> anyhow::Result<Self> {
+        let path = std::env::var_os("REEVE_BPF_OBJECT").context("REEVE_BPF_OBJECT is not set")?;
+        let object = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in SMALL {
+            loader.map_max_entries(map, entries);
+        }
+        let mut programs = loader.load(&object).context("cannot load the object")?;
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            let program = programs.program_mut(program_name(hook)).context("the object lacks a program")?;
+            let program: &mut SchedClassifier = program.try_into()?;
+            program.load().with_context(|| format!("the verifier refuses {}", program_name(hook)))?;
+        }
+        let events = RingBuf::try_from(programs.take_map("EVENTS").context("the object lacks EVENTS")?)?;
+        // SAFETY: only this thread's view of the network changes.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .context("cannot make a network namespace")?;
+        let kernel = Self { programs, events, interfaces: HashSet::new(), not_send: PhantomData };
+        kernel.config().put(&0, &Config::DEFAULT)?;
+        Ok(kernel)
+    }
+
+    /// Empties every map and puts the default settings back; counters of `STATS` stay.
+    pub fn clear(&mut self) -> anyhow::Result<()> {
+        self.endpoints().clear()?;
+        self.addresses().clear()?;
+        self.networks().clear()?;
+        self.classes().clear()?;
+        self.peers().clear()?;
+        self.ports().clear()?;
+        self.ranges().clear()?;
+        self.forget()?;
+        self.config().put(&0, &Config::DEFAULT)
+    }
+
+    /// Forgets flows, denials, fragments, edges and events, and keeps what the agent would have written.
+    pub fn forget(&mut self) -> anyhow::Result<()> {
+        self.flows().clear()?;
+        self.denied().clear()?;
+        self.fragments().clear()?;
+        self.edges().clear()?;
+        self.take_events();
+        Ok(())
+    }
+
+    /// Writes an endpoint under its interface index, in both copies of it; the interface is made if it is not there.
+    pub fn set_endpoint(&mut self, ifindex: u32, value: EndpointValue) -> anyhow::Result<()> {
+        self.interface(ifindex)?;
+        let value = EndpointValue {
+            head_ifindex: ifindex,
+            tail_ifindex: ifindex,
+            tail_revision: value.head_revision,
+            ..value
+        };
+        self.endpoints().put(&ifindex, &value)
+    }
+
+    /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
+    /// it was made there.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> anyhow::Result<Outcome> {
+        self.interface(ifindex)?;
+        let mut context = [0_u8; CONTEXT_BYTES];
+        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
+            anyhow::bail!("the object lacks {}", program_name(hook));
+        };
+        let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
+        let result = program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
+        let action = match result.return_value.cast_signed() {
+            TC_ACT_UNSPEC => Action::Continue,
+            TC_ACT_SHOT => Action::Drop,
+            other => anyhow::bail!("{hook:?} returned {other}, expected {TC_ACT_UNSPEC} or {TC_ACT_SHOT}"),
+        };
+        Ok(Outcome { action, events: self.take_events() })
+    }
+
+    /// Value of a counter of `reeve_abi::stats`, summed over the CPUs.
+    pub fn stat(&self, stat: u32) -> anyhow::Result<u64> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;
+        rows::sum_over_cpus(self.fd("STATS"), stat, cpus)
+    }
+
+    /// Number of instructions that the verifier walked to accept a program.
+    pub fn verified_instructions(&self, hook: Hook) -> anyhow::Result<u32> {
+        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
+            anyhow::bail!("the object lacks {}", program_name(hook));
+        };
+        program.info()?.verified_instruction_count().context("this kernel does not tell")
+    }
+
+    /// Interface index -> endpoint.
+    pub fn endpoints(&self) -> Rows<'_, u32, EndpointValue> {
+        self.rows("ENDPOINTS")
+    }
+    /// Exact address -> owner.
+    pub fn addresses(&self) -> Rows<'_, Address, AddressValue> {
+        self.rows("ADDRESSES")
+    }
+    /// Prefix -> identity.
+    pub fn networks(&self) -> Rows<'_, NetworkKey, NetworkValue> {
+        self.rows("NETWORKS")
+    }
+    /// Identity -> class.
+    pub fn classes(&self) -> Rows<'_, IdentityId, ClassValue> {
+        self.rows("CLASSES")
+    }
+    /// (policy, class) -> decision or table.
+    pub fn peers(&self) -> Rows<'_, PeerKey, PeerValue> {
+        self.rows("PEERS")
+    }
+    /// (table, protocol, port) -> decision.
+    pub fn ports(&self) -> Rows<'_, PortKey, PortValue> {
+        self.rows("PORTS")
+    }
+    /// (table, protocol, port prefix) -> decision.
+    pub fn ranges(&self) -> Rows<'_, RangeKey, PortValue> {
+        self.rows("RANGES")
+    }
+    /// Settings, at key 0.
+    pub fn config(&self) -> Rows<'_, u32, Config> {
+        self.rows("CONFIG")
+    }
+    /// Flows.
+    pub fn flows(&self) -> Rows<'_, FlowKey, FlowValue> {
+        self.rows("FLOWS")
+    }
+    /// Denied tuples.
+    pub fn denied(&self) -> Rows<'_, FlowKey, DeniedValue> {
+        self.rows("DENIED")
+    }
+    /// Ports of fragmented packets.
+    pub fn fragments(&self) -> Rows<'_, FragmentKey, FragmentValue> {
+        self.rows("FRAGMENTS")
+    }
+    /// Exact counts.
+    pub fn edges(&self) -> Rows<'_, EdgeKey, EdgeValue> {
+        self.rows("EDGES")
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            events.push(bytemuck::pod_read_unaligned(&item));
+        }
+        events
+    }
+
+    /// Makes an interface with this index in the thread's namespace, once: a test run wants one that exists.
+    fn interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        if ifindex <= 1 || !self.interfaces.insert(ifindex) {
+            return Ok(());
+        }
+        let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
+        let ip = crate::lab::ip_program().context("iproute2 is not installed")?;
+        let output = Command::new(ip).args(["link", "add", &name, "index", &index, "type", "dummy"]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "cannot make interface {ifindex}: {}", said.trim());
+        Ok(())
+    }
+
+    fn rows<K, V>(&self, name: &'static str) -> Rows<'_, K, V> {
+        Rows::new(name, self.fd(name))
+    }
+
+    fn fd(&self, name: &str) -> BorrowedFd<'_> {
+        match self.programs.map(name) {
+            Some(
+                Map::HashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map) | Map::Array(map) | Map::PerCpuArray(map),
+            ) => map.fd().as_fd(),
+            _ => panic!("the object has no map {name} of a kind that tests read"),
+        }
+    }
+}
+
+fn program_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromPod => "reeve_from_pod",
+        Hook::ToPod => "reeve_to_pod",
+    }
+}
