@@ -4,7 +4,7 @@
 //! programs are attached; a device whose pod is gone stays closed until the device goes.
 
 use crate::config::Config;
-use crate::datapath::discover::{self, Device, Links, Place};
+use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::reconcile::{self, Interfaces};
 use crate::datapath::{Attachments, Loaded, MapError, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
@@ -56,7 +56,7 @@ pub struct Enforcer {
 
 impl Enforcer {
     /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
-    pub fn start(config: &Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let node = config.node.clone().context("which node is this? give --node NAME")?;
         let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
@@ -67,8 +67,9 @@ impl Enforcer {
         let mut attachments = Attachments::new(Some(&config.link_pins()))?;
         let found = adopt::read(&loaded.maps)?;
         let mut interfaces = Interfaces::new();
+        let links = Links::read(&handle).await.context("the node's interfaces cannot be listed")?;
         for (workload, ifindex) in &found.interfaces {
-            interfaces.insert(*workload, Device { name: format!("#{ifindex}"), ifindex: *ifindex, bridge: 0 });
+            interfaces.extend(links.device(*ifindex).map(|device| (*workload, device)));
         }
         let mut loaded = loaded;
         let resumed = attachments.resume(&mut loaded)?;

@@ -56,7 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let (connection, handle, _) = rtnetlink::new_connection().context("no netlink socket")?;
     tokio::spawn(connection);
-    let mut enforcer = Enforcer::start(&config, handle, Arc::clone(&metrics))?;
+    let mut enforcer = Enforcer::start(&config, handle, Arc::clone(&metrics)).await?;
     let live = Live::default();
     let (closed, made) = mpsc::unbounded_channel();
     let events = enforcer.loaded.take_events().context("the event buffer has another reader")?;

@@ -71,6 +71,13 @@ impl Links {
         Ok(Self(links))
     }
 
+    /// The interface as an endpoint's device.
+    pub fn device(&self, ifindex: u32) -> Option<Device> {
+        let link = self.0.get(&ifindex)?;
+        let behind_bridge = self.0.get(&link.master).is_some_and(|master| master.kind == Some(InfoKind::Bridge));
+        Some(Device { name: link.name.clone(), ifindex, bridge: if behind_bridge { link.master } else { 0 } })
+    }
+
     /// Whether the interface is there.
     pub fn contains(&self, ifindex: u32) -> bool {
         self.0.contains_key(&ifindex)
