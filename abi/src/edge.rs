@@ -9,6 +9,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct EdgeKey {
     /// The workload at whose interface it was judged.
     pub subject: WorkloadId,
+    /// Its identity as judged.
+    pub identity: IdentityId,
     /// The peer's workload, 0 if it is not a pod.
     pub peer: WorkloadId,
     /// The peer's identity as judged.
@@ -39,4 +41,4 @@ pub struct EdgeValue {
     pub last_ns: u64,
 }
 
-crate::pin_size!(EdgeKey = 48, EdgeValue = 56);
+crate::pin_size!(EdgeKey = 56, EdgeValue = 56);

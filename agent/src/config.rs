@@ -39,6 +39,9 @@ pub struct Given {
     /// Where `/metrics`, `/healthz` and `/readyz` listen.
     #[arg(long, env = "REEVE_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Seconds between two records of exact counts per edge.
+    #[arg(long, env = "REEVE_WINDOW_SECONDS")]
+    pub window_seconds: Option<u64>,
     /// `max_entries` by map name, in the TOML file only.
     #[arg(skip)]
     pub map_entries: BTreeMap<String, u32>,
@@ -57,6 +60,7 @@ pub struct Config {
     pub cgroup: PathBuf,
     pub records: String,
     pub metrics_listen: SocketAddr,
+    pub window_seconds: u64,
     pub map_entries: BTreeMap<String, u32>,
 }
 
@@ -90,6 +94,7 @@ impl Given {
             cgroup: self.cgroup.or(file.cgroup).unwrap_or_else(|| "/sys/fs/cgroup".into()),
             records: self.records.or(file.records).unwrap_or_else(|| "stdout".to_owned()),
             metrics_listen: self.metrics_listen.or(file.metrics_listen).unwrap_or((Ipv4Addr::LOCALHOST, 9464).into()),
+            window_seconds: self.window_seconds.or(file.window_seconds).unwrap_or(60).max(1),
             map_entries: file.map_entries,
         })
     }

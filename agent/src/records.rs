@@ -5,10 +5,12 @@
 use crate::enforcer::SharedDictionary;
 use crate::metrics::{Metrics, StateLabels, VerdictLabels};
 use aya::maps::{MapData, RingBuf};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::Event;
-use reeve_flow::decode::{self, Kind};
+use reeve_flow::aggregate;
+use reeve_flow::decode::{self, DecodeError};
 use reeve_flow::names::Namer;
-use reeve_flow::record::{FlowRecord, RecordedDecision};
+use reeve_flow::record::{EventKind, FlowRecord, RecordedDecision};
 use reeve_flow::time::{Clock, Timestamp};
 use reeve_flow::wire;
 use reeve_policy::model::{Decider, Direction, Verdict};
@@ -85,12 +87,20 @@ impl Sink {
     }
 }
 
+/// What the enforcer has to tell.
+#[derive(Clone, Copy, Debug)]
+pub enum Made {
+    /// A flow expired.
+    Closed(Event),
+    /// Exact counts of an edge in the window that has ended.
+    Window(EdgeKey, EdgeValue),
+}
+
 /// Turns events into lines.
 #[allow(missing_debug_implementations, reason = "aya's ring buffer has none")]
 pub struct Recorder {
     events: RingBuf<MapData>,
-    /// Events that the enforcer made (flows that expired).
-    made: mpsc::UnboundedReceiver<Event>,
+    made: mpsc::UnboundedReceiver<Made>,
     dictionary: SharedDictionary,
     node: String,
     sink: Sink,
@@ -103,7 +113,7 @@ impl Recorder {
     /// Opens the sink; one that cannot be opened stops the start.
     pub fn new(
         events: RingBuf<MapData>,
-        made: mpsc::UnboundedReceiver<Event>,
+        made: mpsc::UnboundedReceiver<Made>,
         dictionary: SharedDictionary,
         node: String,
         target: &str,
@@ -127,18 +137,34 @@ impl Recorder {
     /// Reads everything that has come so far.
     pub fn drain(&mut self) {
         let mut text = String::new();
-        let mut lines = 0;
+        let mut lines = 0_u64;
         let clock = clock();
+        let names = self.dictionary.read().expect("nobody panics while writing the dictionary");
+        let namer = Namer { names: &*names, node: &self.node, clock };
+        let mut tell = |record: Result<FlowRecord, DecodeError>| match record {
+            Ok(record) => {
+                count(&record, &self.metrics);
+                let line: Arc<str> = wire::encode(&record).trim_end().into();
+                text.push_str(&line);
+                text.push('\n');
+                self.live.tell(&line);
+                lines += 1;
+            }
+            Err(error) => {
+                self.metrics.records_lost.inc();
+                tracing::error!(%error, "what the kernel tells cannot be read");
+            }
+        };
         while let Some(event) = self.events.next() {
-            let decoded = decode::event(&event);
-            lines +=
-                u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+            tell(decode::event(&event).map(|event| namer.record(&event)));
         }
-        while let Ok(event) = self.made.try_recv() {
-            let decoded = decode::typed(event);
-            lines +=
-                u64::from(tell(&decoded, clock, &self.dictionary, &self.node, &self.live, &self.metrics, &mut text));
+        while let Ok(made) = self.made.try_recv() {
+            tell(match made {
+                Made::Closed(event) => decode::typed(event).map(|event| namer.record(&event)),
+                Made::Window(key, value) => aggregate::window(&namer, &key, &value, clock.moment(monotonic_ns()), &[]),
+            });
         }
+        drop(names);
         if text.is_empty() {
             return;
         }
@@ -155,39 +181,10 @@ impl Recorder {
     }
 }
 
-/// Names one event and adds its line; false if it could not be read.
-fn tell(
-    decoded: &Result<decode::TypedEvent, decode::DecodeError>,
-    clock: Clock,
-    dictionary: &SharedDictionary,
-    node: &str,
-    live: &Live,
-    metrics: &Metrics,
-    text: &mut String,
-) -> bool {
-    let event = match decoded {
-        Ok(event) => event,
-        Err(error) => {
-            metrics.records_lost.inc();
-            tracing::error!(%error, "an event from the kernel cannot be read");
-            return false;
-        }
-    };
-    let names = dictionary.read().expect("nobody panics while writing the dictionary");
-    let record = Namer { names: &*names, node, clock }.record(event);
-    drop(names);
-    count(&record, event.kind, metrics);
-    let line: Arc<str> = wire::encode(&record).trim_end().into();
-    text.push_str(&line);
-    text.push('\n');
-    live.tell(&line);
-    true
-}
-
-fn count(record: &FlowRecord, kind: Kind, metrics: &Metrics) {
+fn count(record: &FlowRecord, metrics: &Metrics) {
     metrics.flow_events.get_or_create(&StateLabels { state: record.event.name().to_owned() }).inc();
-    if kind == Kind::Closed {
-        return; // not a verdict of its own
+    if matches!(record.event, EventKind::Closed | EventKind::Window) {
+        return; // not verdicts of their own
     }
     let verdict = if record.decision.verdict() == Verdict::Allow { "allow" } else { "deny" };
     let labels = VerdictLabels {

@@ -4,7 +4,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::enforcer::Enforcer;
 use crate::metrics::Metrics;
-use crate::records::{Live, Recorder};
+use crate::records::{Live, Made, Recorder};
 use anyhow::Context;
 use notify::Watcher;
 use serde_json::{Value, json};
@@ -39,10 +39,14 @@ pub enum Wake {
 
 /// A change is often several events: they are taken together.
 const SETTLE: Duration = Duration::from_millis(2);
+/// Between two looks while a bridge is asked for a pod's port.
+const RESOLVE: Duration = Duration::from_millis(10);
 /// Between two looks at interfaces while an endpoint has none.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two looks at everything, whether or not anything was heard.
 const LOOK_ANYWAY: Duration = Duration::from_secs(2);
+/// Between the end of a window and reading its counts.
+const DRAIN_AFTER: Duration = Duration::from_millis(100);
 /// Between two sweeps of the flow table.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -77,16 +81,36 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let window = Duration::from_secs(config.window_seconds);
+    let mut flip = tokio::time::interval_at(tokio::time::Instant::now() + window, window);
+    // Programs run for microseconds: long before this has passed none of them writes into the bank they left.
+    let mut drain = tokio::time::interval_at(tokio::time::Instant::now() + window + DRAIN_AFTER, window);
 
-    enforcer.step().await;
+    look_patiently(&mut enforcer).await;
+    let mut looked = tokio::time::Instant::now();
     loop {
         let patience = if enforcer.waiting.is_empty() && enforcer.ready() { LOOK_ANYWAY } else { LOOK_AGAIN };
         let first = tokio::select! {
-            () = tokio::time::sleep(patience) => None,
+            // From the last look on: questions that keep coming must not put it off.
+            () = tokio::time::sleep_until(looked + patience) => None,
             heard = woken.recv() => heard,
             _ = sweep.tick() => {
-                if let Err(error) = enforcer.sweep(&closed) {
-                    tracing::error!(error = format!("{error:#}"), "idle flows could not be ended");
+                report(enforcer.sweep(&closed).map(drop), "idle flows could not be ended");
+                continue;
+            }
+            _ = flip.tick() => {
+                report(enforcer.flip_edges(), "the window could not be ended");
+                continue;
+            }
+            _ = drain.tick() => {
+                match enforcer.drain_edges() {
+                    Ok(edges) => {
+                        for (key, value) in edges {
+                            // The recorder ends with the process: then nobody is there to be told.
+                            let _ = closed.send(Made::Window(key, value));
+                        }
+                    }
+                    Err(error) => report(Err(error), "exact counts could not be read; they stay in the kernel"),
                 }
                 continue;
             }
@@ -111,8 +135,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
         let begun = Instant::now();
-        if look || asked.iter().any(|(question, _)| *question == Question::Sync) {
+        if asked.iter().any(|(question, _)| *question == Question::Sync) {
+            look_patiently(&mut enforcer).await;
+            looked = tokio::time::Instant::now();
+        } else if look {
             enforcer.step().await;
+            looked = tokio::time::Instant::now();
         }
         for (question, answer) in asked {
             // Who asked may have gone.
@@ -121,6 +149,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopping; what is pinned goes on enforcing");
     Ok(())
+}
+
+fn report(result: anyhow::Result<()>, what: &'static str) {
+    if let Err(error) = result {
+        tracing::error!(error = format!("{error:#}"), what);
+    }
+}
+
+/// Looks until the bridges have told where their pods are, or have been silent for long enough.
+async fn look_patiently(enforcer: &mut Enforcer) {
+    enforcer.step().await;
+    while enforcer.is_resolving() {
+        tokio::time::sleep(RESOLVE).await;
+        enforcer.step().await;
+    }
 }
 
 fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Instant) -> Value {
@@ -152,8 +195,8 @@ fn watch(root: &std::path::Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<not
     Ok(watcher)
 }
 
-/// One agent per run directory.
-fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
+/// One agent per run directory; uninstalling, too, needs it for itself.
+pub fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
     let path = config.run_dir.join("lock");
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;

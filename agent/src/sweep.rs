@@ -1,18 +1,40 @@
-//! Ends flows that have been idle for longer than their protocol allows, and tells of them.
+//! Ends flows that have been idle for longer than their protocol allows, and drains `EDGES` in windows.
 
 use crate::enforcer::Enforcer;
-use crate::records::monotonic_ns;
+use crate::records::{Made, monotonic_ns};
 use reeve_abi::address::Address;
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{FlowKey, FlowValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::{EVENT_CLOSED, Event, HOOK_FROM_POD, HOOK_TO_POD};
 use reeve_abi::policy::VERDICT_ALLOW;
+use reeve_flow::aggregate;
 use reeve_packet::flow;
+use std::collections::BTreeMap;
 use tokio::sync::mpsc::UnboundedSender;
 
 impl Enforcer {
+    /// Lets the programs write into the other bank of `EDGES`; the one they leave can be drained once every program
+    /// that still saw it as theirs has ended.
+    pub fn flip_edges(&self) -> anyhow::Result<()> {
+        let maps = &self.loaded.maps;
+        let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
+        maps.config.put(&0, &Config { edges_bank: config.edges_bank ^ 1, ..config })?;
+        Ok(())
+    }
+
+    /// Takes out the bank that the programs have left.
+    pub fn drain_edges(&self) -> anyhow::Result<BTreeMap<EdgeKey, EdgeValue>> {
+        let maps = &self.loaded.maps;
+        let bank = maps.config.get(&0)?.unwrap_or(Config::DEFAULT).edges_bank;
+        let rows: Vec<_> = maps.edges.read()?.into_iter().filter(|(key, _)| key.kind >> 16 & 1 != bank).collect();
+        let keys: Vec<EdgeKey> = rows.iter().map(|(key, _)| *key).collect();
+        maps.edges.delete_many(&keys)?;
+        Ok(aggregate::merged(rows))
+    }
+
     /// Removes expired flows and sends an event for each that was allowed.
-    pub fn sweep(&self, closed: &UnboundedSender<Event>) -> anyhow::Result<usize> {
+    pub fn sweep(&self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
         let maps = &self.loaded.maps;
         let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         let now_ns = monotonic_ns();
@@ -24,7 +46,7 @@ impl Enforcer {
             }
             if value.verdict == VERDICT_ALLOW {
                 // The recorder ends with the process: then nobody is there to be told.
-                let _ = closed.send(self.closing(&key, &value, protocol, now_ns));
+                let _ = closed.send(Made::Closed(self.closing(&key, &value, protocol, now_ns)));
             }
             ended.push(key);
         }

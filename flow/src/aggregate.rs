@@ -5,7 +5,6 @@ use crate::names::{Namer, Names, icmp, ordered};
 use crate::record::{EventKind, Flag, FlowRecord, Protocol, Reason, SCHEMA};
 use crate::time::Timestamp;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::ids::IdentityId;
 use std::collections::BTreeMap;
 
 /// Adds rows of several CPUs, banks or reads, so that each key is told once.
@@ -32,13 +31,11 @@ pub fn merged(rows: impl IntoIterator<Item = (EdgeKey, EdgeValue)>) -> BTreeMap<
     sums
 }
 
-/// The record of one row at the end of its window. `subject_identity` is the subject's identity in that window, as rows
-/// carry the peer's only.
+/// The record of one row at the end of its window.
 pub fn window<N: Names>(
     namer: &Namer<'_, N>,
     key: &EdgeKey,
     value: &EdgeValue,
-    subject_identity: IdentityId,
     end: Timestamp,
     flags: &[Flag],
 ) -> Result<FlowRecord, DecodeError> {
@@ -48,7 +45,7 @@ pub fn window<N: Names>(
     let protocol = u8::try_from(number).map_err(|_| DecodeError::Value { field: "service", value: number.into() })?;
     let protocol = Protocol(protocol);
     let port = key.service & 0xffff;
-    let local = namer.side(key.subject, subject_identity, None, None);
+    let local = namer.side(key.subject, key.identity, None, None);
     let remote = namer.side(key.peer, key.peer_identity, None, None);
     let (source, mut destination) = ordered(direction, local, remote);
     if protocol.has_ports() {
@@ -83,12 +80,13 @@ mod tests {
     use super::*;
     use crate::time::Clock;
     use reeve_abi::decision::NO_POLICY_SELECTS;
-    use reeve_abi::ids::{IDENTITY_WORLD, Revision, WorkloadId};
+    use reeve_abi::ids::{IDENTITY_WORLD, IdentityId, Revision, WorkloadId};
     use reeve_policy::provenance::Dictionary;
 
     fn row(bank: u32, connections: u64, first_ns: u64) -> (EdgeKey, EdgeValue) {
         let key = EdgeKey {
             subject: WorkloadId(7 << 20),
+            identity: IdentityId(9 << 20),
             peer_identity: IDENTITY_WORLD,
             decision: NO_POLICY_SELECTS,
             revision: Revision(4),
@@ -110,7 +108,7 @@ mod tests {
         let names = Dictionary::default();
         let namer = Namer { names: &names, node: "n1", clock: Clock::from_readings(0, Timestamp::default()) };
         let end = Timestamp { unix_ns: 60_000 };
-        let record = window(&namer, key, value, IdentityId(9 << 20), end, &[Flag::Backfilled]).expect("known values");
+        let record = window(&namer, key, value, end, &[Flag::Backfilled]).expect("known values");
         assert_eq!((record.connections, record.packets, record.bytes), (Some(5), [5, 2].into(), [200, 100].into()));
         assert_eq!((record.first.unix_ns, record.last.unix_ns, record.time), (5_000, 10_000, end));
         assert_eq!((record.destination.port, record.flags), (Some(443), vec![Flag::Backfilled]));
@@ -122,7 +120,7 @@ mod tests {
         let names = Dictionary::default();
         let namer = Namer { names: &names, node: "n1", clock: Clock::from_readings(0, Timestamp::default()) };
         let key = EdgeKey { kind: 9 << 8, ..EdgeKey::default() };
-        let error = window(&namer, &key, &EdgeValue::default(), IDENTITY_WORLD, Timestamp::default(), &[]);
+        let error = window(&namer, &key, &EdgeValue::default(), Timestamp::default(), &[]);
         assert_eq!(error, Err(DecodeError::Value { field: "verdict", value: 9 }));
     }
 }

@@ -16,6 +16,7 @@ pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
     let (flow, now_ns) = (&s.flow, s.now_ns);
     s.edge_key = EdgeKey {
         subject: s.endpoint.workload,
+        identity: flow.own_identity,
         peer: flow.peer_workload,
         peer_identity: flow.peer_identity,
         decision: flow.decision,
