@@ -84,6 +84,7 @@ fn uid(key: &ObjectKey, root: &Field<'_>) -> String {
     let made = "the object goes under a number made of its kind, namespace and name";
     match root.find("metadata").and_then(|metadata| metadata.find("uid")) {
         Some(field) => {
+            // reported by `text`
             field.with(made).text().ok().filter(|uid| !uid.is_empty()).map_or_else(|| made_uid(key), str::to_owned)
         }
         None => made_uid(key),
@@ -98,6 +99,7 @@ fn reference(key: &ObjectKey, root: &Field<'_>) -> Arc<PolicyRef> {
         _ => PolicyKind::NetworkPolicy,
     };
     let generation = root.find("metadata").and_then(|metadata| metadata.find("generation"));
+    // reported by `integer`
     let generation = generation.and_then(|field| field.with("records name no generation").integer().ok());
     Arc::new(PolicyRef {
         kind,

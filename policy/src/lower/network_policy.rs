@@ -64,6 +64,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
             spec.at(name).with(effect).problem(Level::Note, "policyTypes leaves this direction out");
         }
     }
+    // reported; `settle` has closed the directions
     policy.subject.pod = pods.ok().flatten().unwrap_or(Selector::Everything);
     policy.ingress = settle(ingress, applies(Direction::Ingress, true));
     policy.egress = settle(egress, applies(Direction::Egress, some_egress));

@@ -114,6 +114,7 @@ impl<'a> Field<'a> {
     /// A whole number from 0 to `most`.
     pub(super) fn number<T: TryFrom<i64>>(&self, most: i64) -> Result<T, Unreadable> {
         let number = self.integer()?;
+        // reported below
         let in_range = T::try_from(number).ok().filter(|_| (0..=most).contains(&number));
         in_range.ok_or_else(|| self.bad(format!("must be a whole number from 0 to {most}")))
     }

@@ -209,6 +209,7 @@ fn protocol(field: &Field<'_>) -> Result<u8, Unreadable> {
     let text = field.text()?;
     let known = [("tcp", 6), ("udp", 17), ("icmp", 1), ("icmpv6", 58), ("sctp", 132), ("udplite", 136)];
     let named = known.iter().find(|(name, _)| text.eq_ignore_ascii_case(name)).map(|(_, number)| *number);
+    // reported below
     let number = named.or_else(|| text.parse().ok().filter(|number| *number > 0));
     number.ok_or_else(|| field.bad("must be TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number from 1 to 255"))
 }
