@@ -1,3 +1,116 @@
-//! What a person types: explain, flows, status, endpoints, policy check.
+//! What a person types: explain, policy check, flows, status, endpoints, problems.
+//!
+//! Exit codes: 0 yes (allowed, ready, nothing wrong), 1 no (denied, not ready, problems), 2 the question could not be
+//! answered.
+//! Invariant: nothing is decided here; verdicts come from the oracle, records from the agent.
 
-fn main() {}
+mod check;
+mod endpoints;
+mod explain;
+mod facts;
+mod flows;
+mod manifests;
+mod output;
+mod problems;
+mod socket;
+mod status;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use output::Answer;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Asks what reeve enforces: who may reach whom, which policy says so, and what was really let through or dropped.
+#[derive(Debug, Parser)]
+#[command(
+    name = "reeve",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 yes (allowed, ready, nothing wrong), 1 no (denied, not ready, problems), 2 error.\n\
+                  Colour is used on terminals only, and not where NO_COLOR is set."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Explain(explain::Args),
+    #[command(subcommand)]
+    Policy(Policy),
+    Flows(flows::Args),
+    Status(status::Args),
+    Endpoints(endpoints::Args),
+    Problems(problems::Args),
+    Completion(Completion),
+}
+
+/// Looks at policies before they are applied.
+#[derive(Debug, Subcommand)]
+enum Policy {
+    Check(check::Args),
+}
+
+/// Prints a completion script for a shell.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    reeve completion bash > /etc/bash_completion.d/reeve\n  \
+    reeve completion fish > ~/.config/fish/completions/reeve.fish")]
+struct Completion {
+    /// The shell.
+    shell: clap_complete::Shell,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = std::io::stdout().lock();
+    let answer = run(&cli.command, &mut out).and_then(|answer| {
+        out.flush().context("cannot write the answer")?;
+        Ok(answer)
+    });
+    match answer {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        // Whoever reads has had enough, as `head` has.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::to_stderr(&format!("error: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    match command {
+        Command::Explain(args) => explain::run(args, out),
+        Command::Policy(Policy::Check(args)) => check::run(args, out),
+        Command::Flows(args) => flows::run(args, out),
+        Command::Status(args) => status::run(args, out),
+        Command::Endpoints(args) => endpoints::run(args, out),
+        Command::Problems(args) => problems::run(args, out),
+        Command::Completion(Completion { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "reeve", &mut script);
+            out.write_all(&script)?;
+            Ok(Answer::Yes)
+        }
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind =
+        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

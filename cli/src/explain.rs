@@ -1,0 +1,75 @@
+//! `reeve explain`: would one end reach the other, and who says so.
+
+mod report;
+mod resolve;
+mod target;
+
+use crate::facts::FactsArgs;
+use crate::output::{self, Answer, Format, OutputArgs};
+use clap::ValueEnum;
+use reeve_policy::model::{Family, Verdict};
+use reeve_policy::oracle;
+use report::Report;
+use std::io::Write;
+use target::{Destination, Place};
+
+/// Says whether SRC would reach DST, which policy decides at each end, and the whole path to that decision.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit code 0 if allowed, 1 if denied, 2 if the question cannot be answered.\n\n\
+    SRC is namespace/pod or an address. DST has port and protocol after it:\n  \
+    shop/web:8080/TCP  10.0.0.1:53/UDP  [fd00::1]:443/TCP\n  \
+    shop/web:http/TCP  a port by name, which the pod gives a number\n  \
+    shop/web/ICMP      an echo request; shop/web:3.1/ICMP is type 3, code 1\n  \
+    10.0.0.1/47        a protocol by number\n\n\
+    Examples:\n  \
+    reeve explain shop/web payments/card-db:5432/TCP\n  \
+    reeve explain shop/web payments/card-db:5432/TCP --manifests ./cluster\n  \
+    reeve explain 10.0.0.9 shop/web:http/TCP --manifests ./cluster --node node-1\n  \
+    reeve explain shop/web payments/card-db/ICMPv6 -o json")]
+pub(crate) struct Args {
+    /// Who sends: namespace/pod or an address
+    #[arg(value_name = "SRC")]
+    source: Place,
+    /// To whom and what: namespace/pod or an address, with :PORT/PROTO
+    #[arg(value_name = "DST:PORT/PROTO")]
+    destination: Destination,
+    #[command(flatten)]
+    facts: FactsArgs,
+    /// The address family, where both ends have both [default: IPv4 before IPv6]
+    #[arg(long, value_enum)]
+    family: Option<FamilyArg>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `4` or `6`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FamilyArg {
+    /// IPv4.
+    #[value(name = "4")]
+    V4,
+    /// IPv6.
+    #[value(name = "6")]
+    V6,
+}
+
+/// Asks the oracle.
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let store = args.facts.load()?;
+    let family = args.family.map(|family| match family {
+        FamilyArg::V4 => Family::V4,
+        FamilyArg::V6 => Family::V6,
+    });
+    let world = store.world();
+    let flow = resolve::flow(world, &args.source, &args.destination, family)?;
+    let explanation = oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port);
+    let report = Report::new(world, flow, &explanation);
+    match args.output.output {
+        Format::Json => output::json(out, &report)?,
+        Format::Text => report.text(output::colour()).iter().try_for_each(|line| writeln!(out, "{line}"))?,
+    }
+    Ok(match explanation.verdict {
+        Verdict::Allow => Answer::Yes,
+        Verdict::Deny => Answer::No,
+    })
+}

@@ -1,0 +1,231 @@
+//! `reeve explain` and `reeve policy check` as a person or a program calls them: whole outputs and exit codes.
+
+mod command;
+
+use command::{reeve, write};
+use serde_json::json;
+use tempfile::TempDir;
+
+const POLICY: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: pci-isolation, uid: uid-pci, generation: 3}
+spec:
+  selector: PCI == "true"
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, source: {selector: PCI == "true"}}]
+  egress:  [{action: Allow, destination: {selector: PCI == "true"}}]
+"#;
+
+const PODS: &str = r#"
+{apiVersion: v1, kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: card-api, namespace: payments, uid: uid-api, labels: {app: card-api, PCI: "true"}}
+spec: {nodeName: node-1}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: card-db, namespace: payments, uid: uid-db, labels: {app: card-db, PCI: "true"}}
+spec: {nodeName: node-1, containers: [{name: db, ports: [{name: postgres, containerPort: 5432}]}]}
+status: {phase: Running, podIPs: [{ip: 10.0.0.2}, {ip: "fd00::2"}]}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, uid: uid-web}, spec: {nodeName: node-1}, status: {phase: Running, podIPs: [{ip: 10.0.0.3}]}}
+"#;
+
+/// The PCI example: a directory with the policy below it, and what is no manifest beside it.
+fn cluster() -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path(), "pods.yaml", PODS);
+    write(directory.path(), "policies/pci.yml", POLICY);
+    write(directory.path(), ".draft.yaml", "{");
+    write(directory.path(), "README.txt", "{");
+    directory
+}
+
+#[track_caller]
+fn explains(arguments: &[&str], code: i32, out: &str) {
+    let cluster = cluster();
+    let told = reeve(&[&["explain"], arguments, &["--manifests", cluster.path().to_str().expect("text")]].concat());
+    assert_eq!((told.out.as_str(), told.err.as_str(), told.code), (out, "", code));
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], error: &str) {
+    let cluster = cluster();
+    let told = reeve(&[&["explain"], arguments, &["--manifests", cluster.path().to_str().expect("text")]].concat());
+    assert_eq!((told.out.as_str(), told.err.lines().next(), told.code), ("", Some(error), 2));
+}
+
+#[test]
+fn allowed_flow_names_the_rule_at_both_ends() {
+    explains(
+        &["payments/card-api", "payments/card-db:postgres/TCP"],
+        0,
+        "\
+ALLOW  payments/card-api -> payments/card-db:5432/TCP
+
+from payments/card-api (10.0.0.1, a pod on node-1)
+  labels      PCI=true, app=card-api
+  egress      allow
+  decided by  GlobalNetworkPolicy pci-isolation egress rule 0
+  path        tier default: allowed by GlobalNetworkPolicy pci-isolation rule 0
+
+to payments/card-db (10.0.0.2, a pod on node-1)
+  labels      PCI=true, app=card-db
+  ingress     allow
+  decided by  GlobalNetworkPolicy pci-isolation ingress rule 0
+  path        tier default: allowed by GlobalNetworkPolicy pci-isolation rule 0
+",
+    );
+}
+
+#[test]
+fn denied_flow_names_all_that_isolate() {
+    explains(
+        &["shop/web", "payments/card-db:5432/TCP"],
+        1,
+        "\
+DENY  shop/web -> payments/card-db:5432/TCP
+
+from shop/web (10.0.0.3, a pod on node-1)
+  labels      none
+  egress      allow
+  decided by  no policy selects
+
+to payments/card-db (10.0.0.2, a pod on node-1)
+  labels      PCI=true, app=card-db
+  ingress     deny
+  decided by  tier default deny (isolated by GlobalNetworkPolicy pci-isolation)
+  path        tier default: no rule matched, default deny
+  isolating   GlobalNetworkPolicy pci-isolation
+",
+    );
+}
+
+#[test]
+fn own_node_is_let_in_and_pings_are_echo_requests() {
+    explains(
+        &["192.168.0.1", "payments/card-db/ICMP", "--node", "node-1"],
+        0,
+        "\
+ALLOW  192.168.0.1 -> payments/card-db:8.0/ICMP
+
+from 192.168.0.1 (an address of node node-1)
+  egress      no policy is asked: only pods have policies
+
+to payments/card-db (10.0.0.2, a pod on node-1)
+  labels      PCI=true, app=card-db
+  ingress     allow
+  decided by  own node
+",
+    );
+}
+
+#[test]
+fn family_can_be_chosen_and_addresses_of_nobody_are_asked_for() {
+    explains(
+        &["payments/card-api", "[2001:db8::1]:443/TCP", "--family", "6"],
+        1,
+        "\
+DENY  payments/card-api -> [2001:db8::1]:443/TCP
+
+from payments/card-api (fd00::1, a pod on node-1)
+  labels      PCI=true, app=card-api
+  egress      deny
+  decided by  tier default deny (isolated by GlobalNetworkPolicy pci-isolation)
+  path        tier default: no rule matched, default deny
+  isolating   GlobalNetworkPolicy pci-isolation
+
+to [2001:db8::1] (no pod and no node that is known)
+  ingress     no policy is asked: only pods have policies
+",
+    );
+}
+
+#[test]
+fn json_has_the_decisions_in_the_form_of_records() {
+    let cluster = cluster();
+    let directory = cluster.path().to_str().expect("text");
+    let told = reeve(&["explain", "shop/web", "payments/card-db:5432/TCP", "--manifests", directory, "-o", "json"]);
+    let want = json!({
+        "verdict": "deny",
+        "protocol": "TCP",
+        "source": {
+            "owner": "pod", "namespace": "shop", "pod": "web", "uid": "uid-web", "ip": "10.0.0.3", "node": "node-1"
+        },
+        "destination": {
+            "owner": "pod", "namespace": "payments", "pod": "card-db", "uid": "uid-db", "ip": "10.0.0.2", "port": 5432,
+            "node": "node-1", "labels": {"PCI": "true", "app": "card-db"}
+        },
+        "egress": {"verdict": "allow", "default": "noPolicySelects"},
+        "ingress": {
+            "verdict": "deny",
+            "default": "tierDefault",
+            "path": [{"tier": "default", "outcome": "defaultDenied"}],
+            "isolating": [{"kind": "GlobalNetworkPolicy", "name": "pci-isolation", "uid": "uid-pci", "generation": 3}]
+        }
+    });
+    assert_eq!((told.json(), told.err.as_str(), told.code), (want, "", 1));
+}
+
+#[test]
+fn what_cannot_be_asked_is_named() {
+    refused(
+        &["web", "shop/web:80/TCP"],
+        "error: invalid value 'web' for '<SRC>': \"web\" is neither namespace/pod nor an IP address",
+    );
+    refused(
+        &["shop/web", "shop/web:80"],
+        "error: invalid value 'shop/web:80' for '<DST:PORT/PROTO>': it does not end in a protocol, as shop/web:8080/TCP \
+         and 10.0.0.1/ICMP do",
+    );
+    refused(
+        &["payments/card", "shop/web:80/TCP"],
+        "error: SRC: there is no pod \"card\" in namespace \"payments\"; known pods: card-api, card-db",
+    );
+    refused(
+        &["pay/card", "shop/web:80/TCP"],
+        "error: SRC: there are no pods in namespace \"pay\"; known namespaces: payments, shop",
+    );
+    refused(
+        &["shop/web", "payments/card-db:mysql/TCP"],
+        "error: DST: pod payments/card-db has no TCP port named \"mysql\"; known TCP ports: postgres",
+    );
+    refused(
+        &["shop/web", "10.9.9.9:http/TCP"],
+        "error: DST: port \"http\" is a name, and 10.9.9.9 is no pod's address that could give it a number",
+    );
+    refused(
+        &["shop/web", "payments/card-db/ICMPv6"],
+        "error: SRC and DST do not both have an IPv6 address: SRC has 10.0.0.3, DST has 10.0.0.2, fd00::2",
+    );
+    refused(&["shop/web", "10.0.0.1/ICMP", "--family", "6"], "error: ICMP is not sent over IPv6");
+}
+
+#[test]
+fn facts_that_are_not_whole_give_no_answer() {
+    let cluster = cluster();
+    write(cluster.path(), "policies/broken.yaml", "kind: A\n---\nkind: [");
+    let directory = cluster.path().to_str().expect("text");
+    let told = reeve(&["explain", "shop/web", "payments/card-db:5432/TCP", "--manifests", directory]);
+    let begin = format!("error: {directory}/policies/broken.yaml, document 2: cannot be read: ");
+    assert!(told.err.starts_with(&begin), "{}", told.err);
+    assert_eq!((told.out.as_str(), told.code), ("", 2));
+}
+
+#[test]
+fn problems_in_the_facts_are_told_beside_the_answer() {
+    let cluster = cluster();
+    write(cluster.path(), "zz.yaml", PODS.split("---").nth(3).expect("the pod web"));
+    let directory = cluster.path().to_str().expect("text");
+    let told = reeve(&["explain", "shop/web", "10.9.9.9:80/TCP", "--manifests", directory]);
+    let err = "\
+note: 1 problem in these facts:
+  warning Pod/shop/web metadata.name: web: the object is in pods.yaml, document 4 and again in zz.yaml, document 1; \
+the one in pods.yaml, document 4 holds
+";
+    assert_eq!((told.err.as_str(), told.code), (err, 0));
+}
