@@ -114,12 +114,8 @@ impl Kernel {
     /// Writes an endpoint under its interface index, in both copies of it; the interface is made if it is not there.
     pub fn set_endpoint(&mut self, ifindex: u32, value: EndpointValue) -> anyhow::Result<()> {
         self.interface(ifindex)?;
-        let value = EndpointValue {
-            head_ifindex: ifindex,
-            tail_ifindex: ifindex,
-            tail_revision: value.head_revision,
-            ..value
-        };
+        let value =
+            EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, tail_revision: value.head_revision, ..value };
         self.endpoints().put(&ifindex, &value)
     }
 
@@ -134,7 +130,8 @@ impl Kernel {
             anyhow::bail!("the object lacks {}", program_name(hook));
         };
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
-        let result = program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
+        let result =
+            program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
         let action = match result.return_value.cast_signed() {
             TC_ACT_UNSPEC => Action::Continue,
             TC_ACT_SHOT => Action::Drop,
@@ -214,14 +211,15 @@ impl Kernel {
         events
     }
 
-    /// Makes an interface with this index in the thread's namespace, once: a test run wants one that exists.
+    /// Makes an interface with this index in the thread's namespace, once: a test run wants one that exists. It is a
+    /// bridge without ports, because not every kernel has dummy devices.
     fn interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
         if ifindex <= 1 || !self.interfaces.insert(ifindex) {
             return Ok(());
         }
         let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
         let ip = crate::lab::ip_program().context("iproute2 is not installed")?;
-        let output = Command::new(ip).args(["link", "add", &name, "index", &index, "type", "dummy"]).output()?;
+        let output = Command::new(ip).args(["link", "add", &name, "index", &index, "type", "bridge"]).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "cannot make interface {ifindex}: {}", said.trim());
         Ok(())
