@@ -49,7 +49,7 @@ impl Enforcer {
             "ready": self.ready(),
             "reasons": self.reasons,
             "startedAt": started_at,
-            "endpoints": { "ready": image.endpoints.len() - self.waiting.len(), "total": image.endpoints.len() },
+            "endpoints": { "ready": image.endpoints.len().saturating_sub(self.waiting.len()), "total": image.endpoints.len() },
             "identities": identities.len(),
             "policies": self.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum::<usize>(),
             "problems": self.problem_count(Level::Warning) + self.problem_count(Level::Note),

@@ -19,7 +19,7 @@ use reeve_policy::plan::Op;
 use reeve_policy::provenance::{Dictionary, DictionaryEntry};
 use reeve_policy::store::Change;
 use rtnetlink::Handle;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -27,6 +27,9 @@ use std::time::Instant;
 
 /// What numbers stand for, shared with those who write records.
 pub type SharedDictionary = Arc<RwLock<Dictionary>>;
+
+/// How often a pod's port is looked for before the agent is ready without it.
+const LOOKS_BEFORE_GIVING_UP: u32 = 20;
 
 /// The node's enforcement.
 #[allow(missing_debug_implementations, reason = "holds aya's handles, which have none")]
@@ -46,7 +49,11 @@ pub struct Enforcer {
     pub(crate) waiting: BTreeSet<WorkloadId>,
     /// Why the agent is not ready.
     pub(crate) reasons: Vec<String>,
+    /// Pods behind a bridge that has not learnt their port: how often they were looked for.
+    pub(crate) resolving: BTreeMap<WorkloadId, u32>,
     dictionary_file: DictionaryFile,
+    /// Told to those who write records, but not on disk yet.
+    unwritten: Vec<DictionaryEntry>,
     dictionary: SharedDictionary,
     handle: Handle,
     metrics: Arc<Metrics>,
@@ -88,7 +95,9 @@ impl Enforcer {
             active: 0,
             waiting: BTreeSet::new(),
             reasons: vec!["the manifests have not been read yet".to_owned()],
+            resolving: BTreeMap::new(),
             dictionary_file,
+            unwritten: Vec::new(),
             dictionary: Arc::new(RwLock::new(Dictionary::load(entries))),
             handle,
             metrics,
@@ -119,13 +128,14 @@ impl Enforcer {
     }
 
     async fn try_step(&mut self, begun: Instant, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        // What can fail comes before the scan: a change is told by one scan only.
+        let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
         let scan = self
             .directory
             .scan()
             .with_context(|| format!("manifests directory {} cannot be listed", self.directory.root().display()))?;
         self.file_problems = scan.problems;
         let mut changes = scan.changes;
-        let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
         if local != self.local_addresses {
             self.local_addresses.clone_from(&local);
             changes.push(Change::LocalAddresses(local));
@@ -146,11 +156,19 @@ impl Enforcer {
         self.carry_out(&ops)?;
         self.adopt_first = false;
         self.find_interfaces().await?;
+        if self.is_resolving() {
+            reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
+        }
         if !nothing_new {
             self.active = self.revision();
             self.metrics.applied(begun.elapsed());
         }
         Ok(())
+    }
+
+    /// Whether a bridge is still expected to learn a pod's port; one that stays silent is waited for no longer.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.resolving.values().any(|looks| *looks < LOOKS_BEFORE_GIVING_UP)
     }
 
     /// The newest revision that the engine has made.
@@ -165,9 +183,11 @@ impl Enforcer {
         let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
         let fresh: Vec<DictionaryEntry> = update.entries.into_iter().filter(|entry| known.insert(entry)).collect();
         drop(known);
-        // On disk before any map refers to it.
-        self.dictionary_file.append(&fresh)?;
         self.problems = update.problems;
+        // On disk before any map refers to it; what a full disk refuses is tried again with the next change.
+        self.unwritten.extend(fresh);
+        self.dictionary_file.append(&self.unwritten)?;
+        self.unwritten.clear();
         Ok(update.plan)
     }
 
@@ -211,6 +231,7 @@ impl Enforcer {
         self.interfaces.retain(|_, device| links.contains(device.ifindex));
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
+        self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         for (workload, image) in endpoints {
             let addresses = [image.address_v4, image.address_v6];
             let addresses: Vec<IpAddr> = addresses.iter().filter(|a| a.0 != [0; 16]).map(|a| unmapped(a.0)).collect();
@@ -225,10 +246,14 @@ impl Enforcer {
                 // One that was found before keeps its place: a route may be gone for a moment.
                 if !self.interfaces.contains_key(&workload) {
                     self.waiting.insert(workload);
+                    if matches!(place, Place::Resolving { .. }) {
+                        *self.resolving.entry(workload).or_default() += 1;
+                    }
                 }
                 continue;
             };
             self.waiting.remove(&workload);
+            self.resolving.remove(&workload);
             let known = self.interfaces.get(&workload);
             if known == Some(&device) && self.attachments.is_attached(device.ifindex) {
                 continue;

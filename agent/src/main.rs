@@ -26,6 +26,8 @@ fn main() -> anyhow::Result<()> {
     let config = arguments.given.resolve()?;
     match arguments.command {
         Some(Command::Uninstall) => {
+            // An agent that runs would put back what is taken away.
+            let _lock = if config.run_dir.is_dir() { Some(reeve_agent::run::lock(&config)?) } else { None };
             for path in reeve_agent::uninstall::uninstall(&config)? {
                 println!("removed {}", path.display());
             }

@@ -125,7 +125,9 @@ impl Metrics {
     /// Takes the enforcer's state over.
     pub(crate) fn observe(&self, enforcer: &Enforcer) {
         let image = enforcer.engine.image();
-        self.endpoints.get_or_create(&state("ready")).set(gauge(image.endpoints.len() - enforcer.waiting.len()));
+        self.endpoints
+            .get_or_create(&state("ready"))
+            .set(gauge(image.endpoints.len().saturating_sub(enforcer.waiting.len())));
         self.endpoints.get_or_create(&state("unattached")).set(gauge(enforcer.waiting.len()));
         self.problems.get_or_create(&state("warning")).set(gauge(enforcer.problem_count(Level::Warning)));
         self.problems.get_or_create(&state("note")).set(gauge(enforcer.problem_count(Level::Note)));

@@ -33,6 +33,10 @@ pub fn read(maps: &Maps) -> Result<Found, MapError> {
     };
     for (ifindex, value) in maps.endpoints.read()? {
         found.revision = found.revision.max(value.head_revision);
+        // A device that a pod was moved away from stays closed under that pod's number, at revision 0.
+        if found.image.endpoints.get(&value.workload).is_some_and(|other| other.revision > value.head_revision) {
+            continue;
+        }
         found.interfaces.insert(value.workload, ifindex);
         found.image.endpoints.insert(
             value.workload,

@@ -134,7 +134,7 @@ impl File {
         if self.objects.is_some() {
             "the objects of its last good version stay in force".to_owned()
         } else {
-            "there is no earlier version: the agent is not ready and leaves the kernel as it is".to_owned()
+            "there is no earlier version: nothing of it is in force; an agent that starts waits for it".to_owned()
         }
     }
 
