@@ -43,7 +43,7 @@ pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {
     let reads = Reads::of(world.tiers.iter().flat_map(|(_, policies)| policies).map(Arc::as_ref));
     let prefixes = Prefixes::new(reads.networks());
     let owners = addresses::owners(world, &reads, &prefixes);
-    let mut out = Compiled { problems: owners.problems.clone(), ..Compiled::default() };
+    let mut out = Compiled::default();
 
     let mut identities: BTreeMap<IdentityId, Identity> = BTreeMap::new();
     for (address, owned) in &owners.addresses {

@@ -9,5 +9,7 @@ pub mod judge;
 pub mod kernel;
 pub mod lab;
 pub mod require;
+pub mod sequence;
+pub mod stage;
 pub mod traffic;
 pub mod worlds;

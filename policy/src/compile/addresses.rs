@@ -2,7 +2,7 @@
 
 use crate::identity::{Prefixes, Reads};
 use crate::image::mapped;
-use crate::model::{Level, Problem, Workload, World};
+use crate::model::{Workload, World};
 use crate::provenance::{Identity, IdentityKind, workload_id};
 use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_HOST, OWNER_LOCAL_POD, OWNER_NODE, OWNER_REMOTE_POD};
 use reeve_abi::ids::WorkloadId;
@@ -17,12 +17,11 @@ pub(crate) struct Owned {
     pub(crate) owner: u32,
 }
 
-/// All owned addresses, the pods that own each of theirs (by UID), and problems with contested ones.
+/// All owned addresses, and the addresses that each pod owns (by UID). Whom a contested one is claimed by is told by the store.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     pub(crate) addresses: BTreeMap<Address, Owned>,
     pub(crate) own: BTreeMap<String, Vec<IpAddr>>,
-    pub(crate) problems: Vec<Problem>,
 }
 
 /// Whether a pod has an address of its own.
@@ -38,17 +37,14 @@ pub(crate) fn owners(world: &World, reads: &Reads, prefixes: &Prefixes) -> Owner
             pods.entry(*address).or_default().push(workload);
         }
     }
-    let mut nodes: BTreeMap<IpAddr, (bool, String)> = BTreeMap::new();
+    // Address -> whether it is this node's.
+    let mut nodes: BTreeMap<IpAddr, bool> = BTreeMap::new();
     for node in world.nodes.values() {
         for address in &node.addresses {
-            let host = node.name == world.node;
-            let entry = nodes.entry(*address).or_insert_with(|| (host, node.name.clone()));
-            entry.0 |= host;
+            *nodes.entry(*address).or_default() |= node.name == world.node;
         }
     }
-    for address in &world.local_addresses {
-        nodes.insert(*address, (true, world.node.clone()));
-    }
+    nodes.extend(world.local_addresses.iter().map(|address| (*address, true)));
 
     let mut found = Owners::default();
     let bare: BTreeMap<&str, Identity> =
@@ -57,12 +53,8 @@ pub(crate) fn owners(world: &World, reads: &Reads, prefixes: &Prefixes) -> Owner
         if claimants.iter().any(|w| !w.terminating) {
             claimants.retain(|w| !w.terminating);
         }
-        let mut names: Vec<String> = claimants.iter().map(|w| format!("Pod/{}/{}", w.namespace, w.name)).collect();
-        if let Some((_, node)) = nodes.remove(address) {
-            names.push(format!("Node/{node}"));
-        }
-        let value = if names.len() > 1 {
-            found.problems.push(contested(&names, *address));
+        let is_node = nodes.remove(address).is_some();
+        let value = if is_node || claimants.len() > 1 {
             let identity = Identity::bare(IdentityKind::Contested, BTreeSet::new());
             Owned { identity, workload: WorkloadId(0), owner: OWNER_CONTESTED }
         } else {
@@ -75,7 +67,7 @@ pub(crate) fn owners(world: &World, reads: &Reads, prefixes: &Prefixes) -> Owner
         };
         found.addresses.insert(mapped(*address), value);
     }
-    for (address, (host, _)) in nodes {
+    for (address, host) in nodes {
         let (kind, owner) = if host { (IdentityKind::Host, OWNER_HOST) } else { (IdentityKind::Node, OWNER_NODE) };
         let identity = Identity::bare(kind, prefixes.containing(address, bits(address)));
         found.addresses.insert(mapped(address), Owned { identity, workload: WorkloadId(0), owner });
@@ -85,15 +77,4 @@ pub(crate) fn owners(world: &World, reads: &Reads, prefixes: &Prefixes) -> Owner
 
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-fn contested(names: &[String], address: IpAddr) -> Problem {
-    Problem {
-        level: Level::Warning,
-        object: names[0].clone(),
-        field: "status.podIPs".to_owned(),
-        value: address.to_string(),
-        what: format!("also claimed by {}", names[1..].join(", ")),
-        effect: "the address is nobody's: closed for every pod that a policy selects".to_owned(),
-    }
 }

@@ -1,0 +1,178 @@
+//! What holds between two images while endpoints flip from the one's policies to the other's.
+//!
+//! A class belongs to the policies that it was made for, so an identity whose class changes takes a transitional one,
+//! made of the old and the new class: its rows are the old class's for policies that are left and the new class's for
+//! the others. An identity that would need two at once is shown by a stand-in where it must differ.
+
+use crate::image::{EndpointImage, Image};
+use crate::provenance::number;
+use reeve_abi::ids::{ClassId, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId};
+use reeve_abi::policy::{ClassValue, PeerKey, PeerValue};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Old and new class of an address or prefix.
+type Pair = (ClassId, ClassId);
+
+pub(super) struct Middle<'a> {
+    old: &'a Image,
+    new: &'a Image,
+    /// Whether anything is needed between the images: otherwise each operation leads from the old to the new by itself.
+    needed: bool,
+    /// What all that shows an identity goes through.
+    pairs: BTreeMap<IdentityId, Pair>,
+    stand_ins: BTreeMap<IdentityId, IdentityId>,
+    /// Transitional class -> the two that it joins.
+    classes: BTreeMap<ClassId, Pair>,
+    /// Policies that some endpoint leaves.
+    left: BTreeSet<PolicyNumber>,
+    /// Numbers of the old image, whose transition may itself have been cut short.
+    taken: BTreeSet<u64>,
+}
+
+impl<'a> Middle<'a> {
+    pub(super) fn new(old: &'a Image, new: &'a Image) -> Self {
+        // An address that neither map knows shows the world.
+        let used = |image: &Image| -> BTreeSet<IdentityId> {
+            let addresses = image.addresses.values().map(|value| value.identity);
+            let networks = image.networks.values().map(|value| value.identity);
+            addresses.chain(networks).chain([IDENTITY_WORLD]).collect()
+        };
+        let stays: BTreeMap<IdentityId, Pair> =
+            used(old).intersection(&used(new)).map(|id| (*id, (old.class_of(*id), new.class_of(*id)))).collect();
+        let policies = |image: &Image, id| image.endpoints.get(id).map(|endpoint: &EndpointImage| endpoint.policies);
+        let needed = old.endpoints.keys().chain(new.endpoints.keys()).any(|id| policies(old, id) != policies(new, id))
+            || stays.values().any(|(before, after)| before != after);
+        let taken = old.classes.iter().flat_map(|(id, value)| [id.0, value.class.0]);
+        let taken = taken.chain(old.peers.keys().flat_map(|key| [key.policy.0, key.class.0]));
+        let mut left = BTreeSet::new();
+        for (id, endpoint) in &old.endpoints {
+            let after = policies(new, id).unwrap_or_default();
+            left.extend((0..4).filter(|at| endpoint.policies[*at] != after[*at]).map(|at| endpoint.policies[at]));
+        }
+        left.remove(&PolicyNumber(0));
+        Self {
+            old,
+            new,
+            needed,
+            pairs: stays,
+            stand_ins: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            left,
+            taken: taken.chain(old.addresses.values().map(|value| value.identity.0)).collect(),
+        }
+    }
+
+    /// What shows `from` and will show `to` shows this in between, from now on.
+    pub(super) fn arriving(&mut self, from: IdentityId, to: IdentityId) -> IdentityId {
+        self.shown(from, to, to)
+    }
+
+    /// What shows `from` until it is deleted, and shows `to` by that.
+    pub(super) fn leaving(&mut self, from: IdentityId, to: IdentityId) -> IdentityId {
+        self.shown(from, to, from)
+    }
+
+    fn shown(&mut self, from: IdentityId, to: IdentityId, wanted: IdentityId) -> IdentityId {
+        let pair = (self.old.class_of(from), self.new.class_of(to));
+        if !self.needed || *self.pairs.entry(wanted).or_insert(pair) == pair {
+            return wanted;
+        }
+        let id = IdentityId(self.fresh("stand-in", &[wanted.0, pair.0.0, pair.1.0]));
+        self.stand_ins.insert(id, wanted);
+        self.pairs.insert(id, pair);
+        id
+    }
+
+    /// A number that the old image does not use.
+    fn fresh(&self, domain: &str, content: &[u64]) -> u64 {
+        let mut content = content.to_vec();
+        loop {
+            let value = number(domain, bytemuck::cast_slice(&content));
+            if !self.taken.contains(&value) {
+                return value;
+            }
+            content.push(0);
+        }
+    }
+
+    /// The class of each identity while endpoints flip.
+    pub(super) fn class_values(&mut self) -> BTreeMap<IdentityId, ClassValue> {
+        let mut values = self.new.classes.clone();
+        if !self.needed {
+            return values;
+        }
+        for (id, pair) in &self.pairs {
+            let class = if pair.0 == pair.1 { pair.0 } else { ClassId(self.fresh("transition", &[pair.0.0, pair.1.0])) };
+            if pair.0 != pair.1 {
+                self.classes.insert(class, *pair);
+            }
+            if class.0 == 0 {
+                values.remove(id);
+            } else {
+                values.insert(*id, ClassValue { class });
+            }
+        }
+        values
+    }
+
+    /// Identities that nothing shows now, but something will, without a class.
+    pub(super) fn idle_classes(&self, values: &BTreeMap<IdentityId, ClassValue>) -> impl Iterator<Item = IdentityId> {
+        let idle = self.pairs.iter().filter(|(id, pair)| {
+            self.needed && pair.0.0 == 0 && self.old.classes.contains_key(id) && !values.contains_key(id)
+        });
+        idle.map(|(id, _)| *id).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Policies to flip to: a copy stands in for one that other endpoints are leaving.
+    pub(super) fn joined(&self, id: WorkloadId, endpoint: &EndpointImage) -> [PolicyNumber; 4] {
+        let before = self.old.endpoints.get(&id).map_or([PolicyNumber(0); 4], |endpoint| endpoint.policies);
+        std::array::from_fn(|at| {
+            let policy = endpoint.policies[at];
+            let waits = policy != before[at] && self.left.contains(&policy) && !self.classes.is_empty();
+            if waits { self.copy(policy) } else { policy }
+        })
+    }
+
+    /// Rows that exist only while the plan runs.
+    pub(super) fn rows(&self) -> BTreeMap<PeerKey, PeerValue> {
+        let mut rows = BTreeMap::new();
+        if self.classes.is_empty() {
+            return rows;
+        }
+        let (was, is) = (policies(self.old), policies(self.new));
+        let mut add = |policy, class, image: &Image, from, source| {
+            if let Some(row) = image.row(from, source) {
+                rows.insert(PeerKey { policy, class }, *row);
+            }
+        };
+        for (class, (before, after)) in &self.classes {
+            for policy in was.union(&is) {
+                if is.contains(policy) && !self.left.contains(policy) {
+                    add(*policy, *class, self.new, *policy, *after);
+                } else {
+                    add(*policy, *class, self.old, *policy, *before);
+                }
+            }
+            for policy in is.intersection(&self.left) {
+                add(self.copy(*policy), *class, self.new, *policy, *after);
+            }
+        }
+        for key in self.new.peers.keys().filter(|key| self.left.contains(&key.policy)) {
+            add(self.copy(key.policy), key.class, self.new, key.policy, key.class);
+        }
+        rows
+    }
+
+    fn copy(&self, policy: PolicyNumber) -> PolicyNumber {
+        PolicyNumber(self.fresh("policy copy", &[policy.0]))
+    }
+
+    /// The identities that exist only while the plan runs, with those that they stand for.
+    pub(super) fn into_stand_ins(self) -> BTreeMap<IdentityId, IdentityId> {
+        self.stand_ins
+    }
+}
+
+fn policies(image: &Image) -> BTreeSet<PolicyNumber> {
+    image.endpoints.values().flat_map(|endpoint| endpoint.policies).filter(|policy| policy.0 != 0).collect()
+}
