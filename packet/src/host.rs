@@ -9,6 +9,7 @@ mod world;
 pub(crate) use frames::{Ends, with_vlan};
 pub(crate) use world::{
     CLIENT, CLIENT_DEVICE, HOST, POD, POD_DEVICE, REMOTE, UPLINK, WORLD, Who, World, addresses, decided, event_kinds,
+    ports,
 };
 
 use crate::env::Env;

@@ -16,7 +16,7 @@ use reeve_abi::{decision, stats};
 use reeve_packet::env::Hook;
 use reeve_tests::kernel::Action::{Continue, Drop};
 use reeve_tests::require::{Capability, skip_unless};
-use world::{ALLOW_IN, ALLOW_OUT, CLIENT, DENY_IN, DENY_OUT, HOST, POD, REMOTE, WORLD, World};
+use world::{ALLOW_IN, ALLOW_OUT, CLIENT, DENY_IN, DENY_OUT, HOST, POD, REMOTE, WORLD, World, ports};
 
 const NEEDS: [Capability; 3] = [Capability::Root, Capability::Bpf, Capability::Netns];
 const FAMILIES: [bool; 2] = [false, true];
@@ -47,7 +47,7 @@ fn an_allowed_flow_opens_and_its_replies_pass() {
         world.check_from_pod(&out.tcp(40_000, 443, ".", 2, 2), Continue, None);
         let flows = world.kernel.flows().all().unwrap();
         let (key, flow) = flows.iter().find(|(key, _)| key.remote == REMOTE.address(v6)).unwrap();
-        assert_eq!((key.workload, key.ports, key.protocol), (POD.workload(), 40_000 << 16 | 443, 6));
+        assert_eq!((key.workload, key.ports, key.protocol), (POD.workload(), ports(40_000, 443), 6));
         assert_eq!((flow.decision, flow.verdict, flow.packets), (ALLOW_OUT, VERDICT_ALLOW, [2, 1]));
         assert_eq!(flow.peer_workload, REMOTE.workload());
         // Control: the same packet without the flow.
@@ -142,11 +142,11 @@ fn the_most_specific_network_gives_the_identity() {
         let key = NetworkKey { prefix_bits: 128, address: WORLD.address(v6) };
         world.kernel.networks().remove(&key).unwrap();
         world.kernel.forget().unwrap();
-        let event = world.to_pod(&frame).events[0];
+        let event = world.pod_gets(&frame).events[0];
         assert_eq!((event.decision, event.peer_identity), (DENY_IN, wide));
     }
     world.kernel.networks().clear().unwrap();
-    let event = world.to_pod(&WORLD.to(POD, false).udp(1, 3, b"")).events[0];
+    let event = world.pod_gets(&WORLD.to(POD, false).udp(1, 3, b"")).events[0];
     assert_eq!(event.peer_identity, IDENTITY_WORLD);
 }
 
@@ -160,7 +160,7 @@ fn a_change_of_policy_cuts_the_flow_and_another_lets_it_go_on() {
         world.check_from_pod(&out.tcp(40_000, 443, "S", 1, 0), Continue, Some((EVENT_OPENED, ALLOW_OUT)));
         world.row(world::EGRESS, REMOTE.class().0, DENY_OUT);
         world.select(0, world::EGRESS).unwrap();
-        let event = world.to_pod(&back.tcp(443, 40_000, ".", 1, 2)).events[0];
+        let event = world.pod_gets(&back.tcp(443, 40_000, ".", 1, 2)).events[0];
         assert_eq!((event.kind, event.flags, event.previous), (EVENT_REJUDGED, EVENT_FLAG_CUT, ALLOW_OUT));
         assert_eq!((event.decision, u32::from(event.verdict)), (DENY_OUT, VERDICT_DENY));
         world.check_to_pod(&back.tcp(443, 40_000, ".", 1, 2), Drop, None);
@@ -311,8 +311,8 @@ fn edges_have_every_packet_by_verdict_and_decision() {
     let Some(mut world) = closed() else { return };
     let frame = CLIENT.to(POD, false).udp(1, 2, b"four");
     for _ in 0..5 {
-        world.to_pod(&frame);
-        world.to_pod(&REMOTE.to(POD, false).udp(1, 2, b"four"));
+        world.pod_gets(&frame);
+        world.pod_gets(&REMOTE.to(POD, false).udp(1, 2, b"four"));
     }
     let mut rows: Vec<_> = world.kernel.edges().all().unwrap();
     rows.sort_by_key(|(key, _)| key.kind);

@@ -56,6 +56,11 @@ impl Who {
     }
 }
 
+/// Two ports (or a protocol and a port) in one word.
+pub(crate) fn ports(high: u16, low: u16) -> u32 {
+    u32::from(high) << 16 | u32::from(low)
+}
+
 /// The mapped form.
 pub(crate) fn addresses(ip: IpAddr) -> Address {
     match ip {
@@ -161,12 +166,12 @@ impl World {
     }
 
     /// What the pod sends.
-    pub(crate) fn from_pod(&mut self, frame: &[u8]) -> Action {
+    pub(crate) fn pod_sends(&mut self, frame: &[u8]) -> Action {
         self.run(Hook::FromPod, frame, POD_DEVICE)
     }
 
     /// What reaches the pod through a device, 0: made on this node.
-    pub(crate) fn to_pod(&mut self, frame: &[u8], by: u32) -> Action {
+    pub(crate) fn pod_gets(&mut self, frame: &[u8], by: u32) -> Action {
         self.run(Hook::ToPod, frame, by)
     }
 

@@ -22,7 +22,7 @@ fn ip(address: &str) -> IpAddr {
 #[track_caller]
 fn check_from_pod(frame: &[u8], want: Action) {
     let mut world = closed();
-    assert_eq!(world.from_pod(frame), want, "{frame:02x?}");
+    assert_eq!(world.pod_sends(frame), want, "{frame:02x?}");
     if want == Continue {
         assert_eq!((world.events(), world.host.stat(stats::NEIGHBOUR)), (vec![], 1));
     } else {
@@ -47,18 +47,18 @@ fn arp_from_a_pod_speaks_for_its_own_address_only() {
 fn a_pod_without_ipv4_address_sends_no_arp() {
     let mut world = closed();
     world.endpoint().address_v4 = crate::host::addresses(ip("::"));
-    assert_eq!(world.from_pod(&POD.to(HOST, false).arp()), Drop);
-    assert_eq!(world.from_pod(&Ends(ip("0.0.0.0"), ip("0.0.0.0")).arp()), Drop);
+    assert_eq!(world.pod_sends(&POD.to(HOST, false).arp()), Drop);
+    assert_eq!(world.pod_sends(&Ends(ip("0.0.0.0"), ip("0.0.0.0")).arp()), Drop);
 }
 
 #[test]
 fn arp_reaches_the_pod() {
     for (who, by) in [(CLIENT, CLIENT_DEVICE), (HOST, 0)] {
         let mut world = closed();
-        assert_eq!(world.to_pod(&who.to(POD, false).arp(), by), Continue);
+        assert_eq!(world.pod_gets(&who.to(POD, false).arp(), by), Continue);
         // Control: an ordinary packet of the same sender.
         let want = if who == HOST { Continue } else { Drop };
-        assert_eq!(world.to_pod(&who.to(POD, false).udp(1, 2), by), want);
+        assert_eq!(world.pod_gets(&who.to(POD, false).udp(1, 2), by), want);
     }
 }
 
@@ -94,10 +94,10 @@ fn advertisements_of_a_pod_are_about_itself() {
 fn a_link_local_address_that_another_pod_is_known_to_have_is_not_the_pods() {
     let mut world = closed();
     let claim = Ends(ip(LINK_LOCAL), HOST.ip(true)).discovery(136, ip(LINK_LOCAL));
-    assert_eq!(world.from_pod(&claim), Continue);
+    assert_eq!(world.pod_sends(&claim), Continue);
     let value = world.host.addresses[&CLIENT.address(true)];
     world.host.addresses.insert(crate::host::addresses(ip(LINK_LOCAL)), value);
-    assert_eq!(world.from_pod(&claim), Drop);
+    assert_eq!(world.pod_sends(&claim), Drop);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_pod_is_no_router() {
         }
         let mut world = closed();
         let frame = Ends(ip("fe80::1"), ip("ff02::1")).discovery(kind, POD.ip(true));
-        assert_eq!(world.to_pod(&frame, UPLINK), Continue);
+        assert_eq!(world.pod_gets(&frame, UPLINK), Continue);
     }
 }
 
@@ -116,9 +116,9 @@ fn a_pod_is_no_router() {
 fn discovery_that_crossed_a_router_is_ordinary_icmp() {
     let mut frame = REMOTE.to(POD, true).discovery(136, REMOTE.ip(true));
     let mut world = closed();
-    assert_eq!(world.to_pod(&frame, UPLINK), Continue);
+    assert_eq!(world.pod_gets(&frame, UPLINK), Continue);
     frame[14 + 7] = 254;
-    assert_eq!(world.to_pod(&frame, UPLINK), Drop);
+    assert_eq!(world.pod_gets(&frame, UPLINK), Drop);
     let event = world.event();
     assert_eq!((event.decision, event.port), (decided(false, 1), 136 << 8));
 }
@@ -129,5 +129,5 @@ fn multicast_listener_discovery_passes() {
         check_from_pod(&Ends(ip(LINK_LOCAL), ip("ff02::16")).icmp(kind, 0, [0; 4], &[0; 16]), Continue);
     }
     let mut world = closed();
-    assert_eq!(world.from_pod(&POD.to(REMOTE, true).icmp(144, 0, [0; 4], &[0; 16])), Drop);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, true).icmp(144, 0, [0; 4], &[0; 16])), Drop);
 }

@@ -29,6 +29,11 @@ pub(crate) const REMOTE: Who = Who { number: 102, v4: "10.0.1.4", v6: "fd00:1::4
 pub(crate) const HOST: Who = Who { number: 0, v4: "172.18.0.1", v6: "fd00:18::1" };
 pub(crate) const WORLD: Who = Who { number: 0, v4: "192.0.2.9", v6: "2001:db8::9" };
 
+/// Two ports in one word.
+pub(crate) fn ports(local: u16, remote: u16) -> u32 {
+    u32::from(local) << 16 | u32::from(remote)
+}
+
 /// Somebody with an address of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Who {
@@ -132,7 +137,7 @@ impl World {
     }
 
     /// What reaches the pod by the way its source is at home.
-    pub(crate) fn to_pod(&mut self, frame: &[u8]) -> Outcome {
+    pub(crate) fn pod_gets(&mut self, frame: &[u8]) -> Outcome {
         let packet = etherparse::SlicedPacket::from_ethernet(frame).ok().and_then(|packet| packet.net);
         let source: Option<IpAddr> = match packet {
             Some(etherparse::NetSlice::Ipv4(ip)) => Some(ip.header().source_addr().into()),
@@ -152,7 +157,7 @@ impl World {
 
     #[track_caller]
     pub(crate) fn check_to_pod(&mut self, frame: &[u8], action: Action, told: Option<(u8, DecisionId)>) {
-        let outcome = self.to_pod(frame);
+        let outcome = self.pod_gets(frame);
         check(&outcome, action, told);
     }
 

@@ -1,5 +1,5 @@
 use crate::env::Action::{Continue, Drop};
-use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided};
+use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided, ports};
 use reeve_abi::decision;
 use reeve_abi::event::EVENT_DENIED;
 use reeve_abi::ids::ClassId;
@@ -35,7 +35,7 @@ fn repeated_denials_are_told_once_a_second_with_the_count() {
     let mut world = world();
     let datagram = REMOTE.to(POD, false).udp(40_000, 53);
     for _ in 0..100 {
-        assert_eq!(world.to_pod(&datagram, UPLINK), Drop);
+        assert_eq!(world.pod_gets(&datagram, UPLINK), Drop);
         world.host.now_ns += 50_000_000;
     }
     let events = world.events();
@@ -45,7 +45,7 @@ fn repeated_denials_are_told_once_a_second_with_the_count() {
     assert_eq!(in_edges(&world, VERDICT_DENY), 100);
     assert_eq!((world.host.stat(stats::DENIED_JUDGED), world.host.stat(stats::DENIED_REPEATED)), (1, 99));
     // Another tuple has a second of its own.
-    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(40_001, 53), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(40_001, 53), UPLINK), Drop);
     assert_eq!(world.event().packets, [1, 0]);
 }
 
@@ -53,10 +53,10 @@ fn repeated_denials_are_told_once_a_second_with_the_count() {
 fn a_denial_by_another_decider_is_told_at_once() {
     let mut world = world();
     let datagram = REMOTE.to(POD, false).udp(40_000, 53);
-    world.to_pod(&datagram, UPLINK);
+    world.pod_gets(&datagram, UPLINK);
     world.row(1, ClassId(0), decided(false, 5));
     world.select(1, 2);
-    world.to_pod(&datagram, UPLINK);
+    world.pod_gets(&datagram, UPLINK);
     let deciders: Vec<_> = world.events().iter().map(|event| event.decision).collect();
     assert_eq!(deciders, [decided(false, 1), decided(false, 5)]);
 }
@@ -67,7 +67,7 @@ fn denied_datagrams_of_the_pod_and_to_it_are_counted_apart() {
     world.select(1, 3);
     let out = POD.to(REMOTE, false).udp(123, 123);
     let back = REMOTE.to(POD, false).udp(123, 123);
-    assert_eq!((world.from_pod(&out), world.to_pod(&back, UPLINK)), (Drop, Drop));
+    assert_eq!((world.pod_sends(&out), world.pod_gets(&back, UPLINK)), (Drop, Drop));
     assert_eq!(world.host.denied.all().len(), 2);
     let directions: Vec<u32> = world.host.edges.all().iter().map(|(key, _)| key.kind & 1).collect();
     assert_eq!(directions.len(), 2);
@@ -78,19 +78,19 @@ fn denied_datagrams_of_the_pod_and_to_it_are_counted_apart() {
 fn an_edge_has_the_packets_of_both_ways_and_one_connection() {
     let mut world = world();
     let ends = CLIENT.to(POD, false);
-    world.to_pod(&ends.tcp(40_000, 80, "S"), CLIENT_DEVICE);
-    world.from_pod(&ends.back().tcp(80, 40_000, "S."));
-    world.after_s(1).to_pod(&ends.tcp(40_000, 80, "."), CLIENT_DEVICE);
+    world.pod_gets(&ends.tcp(40_000, 80, "S"), CLIENT_DEVICE);
+    world.pod_sends(&ends.back().tcp(80, 40_000, "S."));
+    world.after_s(1).pod_gets(&ends.tcp(40_000, 80, "."), CLIENT_DEVICE);
     let rows = world.host.edges.all();
     assert_eq!(rows.len(), 1);
     let (key, value) = rows[0];
     assert_eq!((key.subject, key.peer, key.peer_identity), (POD.workload(), CLIENT.workload(), CLIENT.identity()));
     assert_eq!((key.decision, key.revision.0), (decided(true, 2), 2));
-    assert_eq!((key.service, key.kind), (6 << 16 | 80, VERDICT_ALLOW << 8));
+    assert_eq!((key.service, key.kind), (ports(6, 80), VERDICT_ALLOW << 8));
     assert_eq!((value.connections, value.packets, value.bytes), (1, [2, 1], [94, 47]));
     assert_eq!(value.last_ns - value.first_ns, 1_000_000_000);
     // Another connection to the same port adds to the same row.
-    world.to_pod(&ends.tcp(40_001, 80, "S"), CLIENT_DEVICE);
+    world.pod_gets(&ends.tcp(40_001, 80, "S"), CLIENT_DEVICE);
     assert_eq!(world.host.edges.all()[0].1.connections, 2);
 }
 
@@ -98,9 +98,9 @@ fn an_edge_has_the_packets_of_both_ways_and_one_connection() {
 fn offloaded_segments_count_each() {
     let mut world = world();
     world.host.segments = 40;
-    world.from_pod(&POD.to(REMOTE, false).tcp(1, 443, "S"));
+    world.pod_sends(&POD.to(REMOTE, false).tcp(1, 443, "S"));
     world.host.segments = 3;
-    world.to_pod(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
+    world.pod_gets(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
     assert_eq!((in_edges(&world, VERDICT_ALLOW), in_edges(&world, VERDICT_DENY)), (40, 3));
 }
 
@@ -109,7 +109,7 @@ fn the_bank_in_the_settings_is_the_one_that_is_written() {
     let mut world = world();
     for bank in [0, 1] {
         world.host.config.as_mut().unwrap().edges_bank = bank;
-        world.to_pod(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
+        world.pod_gets(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
     }
     let banks: Vec<u32> = world.host.edges.all().iter().map(|(key, _)| key.kind >> 16).collect();
     assert_eq!(banks, [0, 1]);
@@ -119,8 +119,8 @@ fn the_bank_in_the_settings_is_the_one_that_is_written() {
 fn an_edge_that_does_not_fit_is_counted_as_lost_and_judged_all_the_same() {
     let mut world = world();
     world.host.edges.has_room.set(false);
-    assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 53)), Continue);
-    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 53)), Continue);
+    assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
     assert_eq!(world.host.stat(stats::EDGES_LOST), 2);
 }
 
@@ -128,7 +128,7 @@ fn an_edge_that_does_not_fit_is_counted_as_lost_and_judged_all_the_same() {
 fn a_denied_tuple_that_does_not_fit_is_told_and_counted_as_lost() {
     let mut world = world();
     world.host.denied.has_room.set(false);
-    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
     assert_eq!((world.event().kind, world.host.stat(stats::DENIED_LOST)), (EVENT_DENIED, 1));
 }
 
@@ -157,11 +157,11 @@ fn edges_and_live_flows_have_every_packet_once() {
                 2 => ends.pong(port),
                 _ => ends.tcp(a, b, flags),
             };
-            let action = if out { world.from_pod(&frame) } else { world.to_pod(&frame, by) };
+            let action = if out { world.pod_sends(&frame) } else { world.pod_gets(&frame, by) };
             if action == Continue {
-                allowed += u64::from(world.host.segments)
+                allowed += u64::from(world.host.segments);
             } else {
-                denied += u64::from(world.host.segments)
+                denied += u64::from(world.host.segments);
             }
             world.host.now_ns += pick(40, 44) * pick(40, 50) * 25_000_000;
             match pick(60, 54) {
@@ -189,9 +189,9 @@ fn edges_and_live_flows_have_every_packet_once() {
 fn every_record_names_a_decider() {
     let mut world = world();
     for frame in [POD.to(REMOTE, false).udp(1, 2), CLIENT.to(REMOTE, false).udp(1, 2), POD.to(REMOTE, false).arp()] {
-        world.from_pod(&frame);
+        world.pod_sends(&frame);
     }
-    world.from_pod(&[0; 20]);
+    world.pod_sends(&[0; 20]);
     let events = world.events();
     assert!(events.iter().all(|event| event.decision.0 != 0 && event.time_ns != 0), "{events:#?}");
     assert_eq!(events.last().unwrap().decision, decision::SPOOFED_SOURCE);

@@ -1,5 +1,5 @@
 use crate::env::Action::{Continue, Drop};
-use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, World, decided, event_kinds};
+use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, World, decided, event_kinds, ports};
 use reeve_abi::decision;
 use reeve_abi::event::{EVENT_CLOSED, EVENT_DENIED, EVENT_FLAG_PICKED_UP, EVENT_OPENED, HOOK_FROM_POD, HOOK_TO_POD};
 use reeve_abi::ids::ClassId;
@@ -20,16 +20,16 @@ fn an_allowed_flow_is_told_once_and_then_goes_on_from_its_entry() {
     for v6 in [false, true] {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, v6);
-        assert_eq!(world.from_pod(&out.tcp(40_000, 443, "S")), Continue);
+        assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
         let event = world.event();
         assert_eq!((event.kind, event.decision, event.verdict), (EVENT_OPENED, decided(true, 2), 1));
         assert_eq!((event.workload, event.identity), (POD.workload(), POD.identity()));
         assert_eq!((event.peer_workload, event.peer_identity), (REMOTE.workload(), REMOTE.identity()));
         assert_eq!((event.local, event.remote), (POD.address(v6), REMOTE.address(v6)));
-        assert_eq!((event.ports, event.port, event.protocol), (40_000 << 16 | 443, 443, 6));
+        assert_eq!((event.ports, event.port, event.protocol), (ports(40_000, 443), 443, 6));
         assert_eq!((event.direction, event.hook, event.flags), (1, HOOK_FROM_POD, 0));
         for flags in [".", ".", "F."] {
-            assert_eq!(world.from_pod(&out.tcp(40_000, 443, flags)), Continue);
+            assert_eq!(world.pod_sends(&out.tcp(40_000, 443, flags)), Continue);
         }
         assert_eq!(world.events(), []);
         assert_eq!((world.host.stat(stats::ALLOWED_JUDGED), world.host.stat(stats::ALLOWED_ESTABLISHED)), (1, 3));
@@ -41,15 +41,15 @@ fn a_reply_passes_where_the_same_packet_without_its_flow_is_denied() {
     for v6 in [false, true] {
         let back = REMOTE.to(POD, v6);
         let mut world = closed_inwards();
-        assert_eq!(world.from_pod(&back.back().udp(40_000, 53)), Continue);
-        assert_eq!(world.to_pod(&back.udp(53, 40_000), UPLINK), Continue);
+        assert_eq!(world.pod_sends(&back.back().udp(40_000, 53)), Continue);
+        assert_eq!(world.pod_gets(&back.udp(53, 40_000), UPLINK), Continue);
         assert_eq!(event_kinds(&world.events()), [(EVENT_OPENED, decided(true, 2))]);
 
         let mut control = closed_inwards();
-        assert_eq!(control.to_pod(&back.udp(53, 40_000), UPLINK), Drop);
+        assert_eq!(control.pod_gets(&back.udp(53, 40_000), UPLINK), Drop);
         let event = control.event();
         assert_eq!((event.kind, event.decision), (EVENT_DENIED, decided(false, 1)));
-        assert_eq!((event.direction, event.hook, event.ports), (0, HOOK_TO_POD, 40_000 << 16 | 53));
+        assert_eq!((event.direction, event.hook, event.ports), (0, HOOK_TO_POD, ports(40_000, 53)));
     }
 }
 
@@ -57,13 +57,13 @@ fn a_reply_passes_where_the_same_packet_without_its_flow_is_denied() {
 fn a_reply_after_the_timeout_is_judged_anew_and_the_end_is_told_once() {
     let mut world = closed_inwards();
     let out = POD.to(REMOTE, false);
-    assert_eq!(world.from_pod(&out.udp(40_000, 53)), Continue);
-    assert_eq!(world.after_s(30).to_pod(&out.back().udp(53, 40_000), UPLINK), Continue);
+    assert_eq!(world.pod_sends(&out.udp(40_000, 53)), Continue);
+    assert_eq!(world.after_s(30).pod_gets(&out.back().udp(53, 40_000), UPLINK), Continue);
     // Answered from both sides: 120 s now.
-    assert_eq!(world.after_s(120).to_pod(&out.back().udp(53, 40_000), UPLINK), Continue);
+    assert_eq!(world.after_s(120).pod_gets(&out.back().udp(53, 40_000), UPLINK), Continue);
     world.events();
     for _ in 0..2 {
-        assert_eq!(world.after_s(121).to_pod(&out.back().udp(53, 40_000), UPLINK), Drop);
+        assert_eq!(world.after_s(121).pod_gets(&out.back().udp(53, 40_000), UPLINK), Drop);
     }
     let closed = (EVENT_CLOSED, decided(true, 2));
     let denied = (EVENT_DENIED, decided(false, 1));
@@ -74,8 +74,8 @@ fn a_reply_after_the_timeout_is_judged_anew_and_the_end_is_told_once() {
 fn an_unanswered_datagram_lets_replies_in_for_half_a_minute() {
     for (seconds, want) in [(30, Continue), (31, Drop)] {
         let mut world = closed_inwards();
-        world.from_pod(&POD.to(REMOTE, false).udp(40_000, 53));
-        assert_eq!(world.after_s(seconds).to_pod(&REMOTE.to(POD, false).udp(53, 40_000), UPLINK), want);
+        world.pod_sends(&POD.to(REMOTE, false).udp(40_000, 53));
+        assert_eq!(world.after_s(seconds).pod_gets(&REMOTE.to(POD, false).udp(53, 40_000), UPLINK), want);
     }
 }
 
@@ -89,12 +89,12 @@ fn a_connection_may_be_idle_for_a_day_once_it_is_answered() {
         world.row_with_table(2, REMOTE.class(), decided(false, 3), 9, 0);
         world.port(9, 6, 443, decided(true, 4));
         world.select(1, 2);
-        assert_eq!(world.from_pod(&out.tcp(40_000, 443, "S")), Continue);
+        assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
         if answered {
-            world.to_pod(&out.back().tcp(443, 40_000, "S."), UPLINK);
+            world.pod_gets(&out.back().tcp(443, 40_000, "S."), UPLINK);
         }
         let segment = out.back().tcp(443, 40_000, "S.");
-        assert_eq!(world.after_s(seconds).to_pod(&segment, UPLINK), want);
+        assert_eq!(world.after_s(seconds).pod_gets(&segment, UPLINK), want);
     }
 }
 
@@ -102,18 +102,18 @@ fn a_connection_may_be_idle_for_a_day_once_it_is_answered() {
 fn a_syn_from_the_other_side_is_judged_by_itself() {
     let mut world = closed_inwards();
     let out = POD.to(CLIENT, false);
-    assert_eq!(world.from_pod(&out.tcp(40_000, 443, "S")), Continue);
-    assert_eq!(world.to_pod(&out.back().tcp(443, 40_000, "S."), CLIENT_DEVICE), Continue);
-    assert_eq!(world.to_pod(&out.back().tcp(443, 40_000, "S"), CLIENT_DEVICE), Drop);
+    assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
+    assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, "S."), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, "S"), CLIENT_DEVICE), Drop);
     let kinds = event_kinds(&world.events());
     assert_eq!(kinds, [(EVENT_OPENED, decided(true, 2)), (EVENT_DENIED, decided(false, 1))]);
     // What is denied does not end what lives.
-    assert_eq!(world.to_pod(&out.back().tcp(443, 40_000, "."), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, "."), CLIENT_DEVICE), Continue);
     assert_eq!(world.events(), []);
 
     // Control: the client may come in, and then its connection takes the place of the old one.
     world.row(1, CLIENT.class(), decided(true, 5));
-    assert_eq!(world.to_pod(&out.back().tcp(443, 40_000, "S"), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, "S"), CLIENT_DEVICE), Continue);
     let kinds = event_kinds(&world.events());
     assert_eq!(kinds, [(EVENT_CLOSED, decided(true, 2)), (EVENT_OPENED, decided(true, 5))]);
 }
@@ -123,15 +123,15 @@ fn a_syn_on_a_closed_flow_is_a_new_flow() {
     for closing in [["F.", "F."], [".", "R"]] {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, false);
-        world.from_pod(&out.tcp(40_000, 443, "S"));
-        world.to_pod(&out.back().tcp(443, 40_000, "S."), UPLINK);
-        world.from_pod(&out.tcp(40_000, 443, closing[0]));
-        world.to_pod(&out.back().tcp(443, 40_000, closing[1]), UPLINK);
+        world.pod_sends(&out.tcp(40_000, 443, "S"));
+        world.pod_gets(&out.back().tcp(443, 40_000, "S."), UPLINK);
+        world.pod_sends(&out.tcp(40_000, 443, closing[0]));
+        world.pod_gets(&out.back().tcp(443, 40_000, closing[1]), UPLINK);
         assert_eq!(world.events().len(), 1);
         // Stragglers still pass.
-        assert_eq!(world.from_pod(&out.tcp(40_000, 443, ".")), Continue);
+        assert_eq!(world.pod_sends(&out.tcp(40_000, 443, ".")), Continue);
         assert_eq!(world.events(), []);
-        assert_eq!(world.from_pod(&out.tcp(40_000, 443, "S")), Continue);
+        assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
         let opened = decided(true, 2);
         assert_eq!(event_kinds(&world.events()), [(EVENT_CLOSED, opened), (EVENT_OPENED, opened)]);
         let flows = world.host.flows.all();
@@ -140,7 +140,7 @@ fn a_syn_on_a_closed_flow_is_a_new_flow() {
     // Control: on a live flow it is a repetition.
     let mut world = closed_inwards();
     for _ in 0..2 {
-        assert_eq!(world.from_pod(&POD.to(REMOTE, false).tcp(40_000, 443, "S")), Continue);
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).tcp(40_000, 443, "S")), Continue);
     }
     assert_eq!(world.events().len(), 1);
 }
@@ -151,10 +151,10 @@ fn a_closed_connection_ends_after_ten_seconds() {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, false);
         for flags in ["S", "R"] {
-            world.from_pod(&out.tcp(40_000, 443, flags));
+            world.pod_sends(&out.tcp(40_000, 443, flags));
         }
         world.events();
-        assert_eq!(world.after_s(seconds).from_pod(&out.tcp(40_000, 443, ".")), Continue);
+        assert_eq!(world.after_s(seconds).pod_sends(&out.tcp(40_000, 443, ".")), Continue);
         assert_eq!(world.events().len(), events);
     }
 }
@@ -171,15 +171,15 @@ fn the_middle_of_a_connection_takes_the_orientation_that_is_allowed() {
     };
     let answer = POD.to(REMOTE, false).tcp(8_080, 40_000, ".");
     let mut open = world(true);
-    assert_eq!(open.from_pod(&answer), Continue);
+    assert_eq!(open.pod_sends(&answer), Continue);
     let event = open.event();
     assert_eq!((event.decision, event.direction, event.port), (decided(true, 1), 0, 8_080));
     assert_eq!(event.flags, EVENT_FLAG_PICKED_UP);
-    assert_eq!(open.to_pod(&REMOTE.to(POD, false).tcp(40_000, 8_080, "."), UPLINK), Continue);
+    assert_eq!(open.pod_gets(&REMOTE.to(POD, false).tcp(40_000, 8_080, "."), UPLINK), Continue);
     assert_eq!(open.host.flows.all()[0].1.packets, [1, 1]);
 
     let mut closed = world(false);
-    assert_eq!(closed.from_pod(&answer), Drop);
+    assert_eq!(closed.pod_sends(&answer), Drop);
     assert_eq!(closed.event().decision, decided(false, 2));
 }
 
@@ -190,7 +190,7 @@ fn no_connection_begins_in_the_other_orientation() {
         world.row(1, ClassId(0), decided(true, 1));
         world.row(2, ClassId(0), decided(false, 2));
         world.select(1, 2);
-        assert_eq!(world.from_pod(&POD.to(REMOTE, false).tcp(8_080, 40_000, flags)), Drop, "{flags}");
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).tcp(8_080, 40_000, flags)), Drop, "{flags}");
         assert_eq!(world.event().decision, decided(false, 2));
     }
 }
@@ -199,10 +199,10 @@ fn no_connection_begins_in_the_other_orientation() {
 fn a_denied_datagram_leaves_the_pods_own_flow_on_the_same_ports_alone() {
     let mut world = closed_inwards();
     let out = POD.to(REMOTE, false);
-    assert_eq!(world.to_pod(&out.back().udp(123, 123), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&out.back().udp(123, 123), UPLINK), Drop);
     assert_eq!(world.event().decision, decided(false, 1));
-    assert_eq!(world.from_pod(&out.udp(123, 123)), Continue);
-    assert_eq!(world.to_pod(&out.back().udp(123, 123), UPLINK), Continue);
+    assert_eq!(world.pod_sends(&out.udp(123, 123)), Continue);
+    assert_eq!(world.pod_gets(&out.back().udp(123, 123), UPLINK), Continue);
     assert_eq!(event_kinds(&world.events()), [(EVENT_OPENED, decided(true, 2))]);
 }
 
@@ -213,7 +213,7 @@ fn a_flow_that_cannot_be_stored_is_denied() {
     {
         let mut world = closed_inwards();
         world.host.flows.has_room.set(room);
-        assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 2)), want);
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), want);
         let event = world.event();
         assert_eq!((event.decision, u32::from(event.verdict)), (decider, verdict));
         assert_eq!(world.host.stat(stats::FLOWS_LOST), u64::from(!room));

@@ -27,8 +27,8 @@ fn a_later_fragment_shares_the_fate_of_the_first() {
             let mut world = only_port_53();
             let ends = REMOTE.to(POD, v6);
             let [first, later] = parts(ends, &ends.udp(40_000, port), 9);
-            assert_eq!(world.to_pod(&first, UPLINK), want);
-            assert_eq!(world.to_pod(&later, UPLINK), want);
+            assert_eq!(world.pod_gets(&first, UPLINK), want);
+            assert_eq!(world.pod_gets(&later, UPLINK), want);
             let events = world.events();
             assert_eq!(events.len(), 1, "one tuple: {events:#?}");
             assert_eq!((events[0].decision, events[0].port), (decider, u32::from(port)));
@@ -43,13 +43,13 @@ fn a_later_fragment_whose_first_was_not_seen_is_denied() {
         let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
         let [_, other] = parts(ends, &ends.udp(40_000, 53), 10);
         let mut world = only_port_53();
-        assert_eq!(world.to_pod(&later, UPLINK), Drop);
+        assert_eq!(world.pod_gets(&later, UPLINK), Drop);
         assert_eq!(world.event().decision, decision::UNKNOWN_FRAGMENT);
-        assert_eq!(world.to_pod(&first, UPLINK), Continue);
-        assert_eq!(world.to_pod(&other, UPLINK), Drop, "of another packet");
+        assert_eq!(world.pod_gets(&first, UPLINK), Continue);
+        assert_eq!(world.pod_gets(&other, UPLINK), Drop, "of another packet");
         let kinds = event_kinds(&world.events());
         assert_eq!(kinds[0], (EVENT_OPENED, decided(true, 2)));
-        assert_eq!(world.to_pod(&later, UPLINK), Continue);
+        assert_eq!(world.pod_gets(&later, UPLINK), Continue);
     }
 }
 
@@ -58,11 +58,11 @@ fn fragments_at_one_hook_say_nothing_at_the_other() {
     let mut world = only_port_53();
     let ends = REMOTE.to(POD, false);
     let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
-    assert_eq!(world.to_pod(&first, UPLINK), Continue);
+    assert_eq!(world.pod_gets(&first, UPLINK), Continue);
     world.events();
     // The pod cannot send it: its source is another's, known fragment or not.
-    assert_eq!(world.from_pod(&later), Drop);
-    assert_eq!(world.to_pod(&later, UPLINK), Continue);
+    assert_eq!(world.pod_sends(&later), Drop);
+    assert_eq!(world.pod_gets(&later, UPLINK), Continue);
 }
 
 #[test]
@@ -71,9 +71,9 @@ fn a_first_fragment_is_forgotten_after_a_minute() {
         let mut world = World::new();
         let ends = REMOTE.to(POD, false);
         let [first, later] = parts(ends, &ends.udp(40_000, 53), 9);
-        world.to_pod(&first, UPLINK);
+        world.pod_gets(&first, UPLINK);
         world.host.now_ns += ns;
-        assert_eq!(world.to_pod(&later, UPLINK), want);
+        assert_eq!(world.pod_gets(&later, UPLINK), want);
     }
 }
 
@@ -84,14 +84,14 @@ fn a_fragmented_answer_to_a_ping_belongs_to_the_ping() {
         world.row(1, ClassId(0), decided(false, 1));
         world.select(1, 0);
         let back = REMOTE.to(POD, v6);
-        assert_eq!(world.from_pod(&back.back().ping(7)), Continue);
+        assert_eq!(world.pod_sends(&back.back().ping(7)), Continue);
         let [first, later] = parts(back, &back.pong(7), 9);
-        assert_eq!(world.to_pod(&first, UPLINK), Continue);
-        assert_eq!(world.to_pod(&later, UPLINK), Continue);
+        assert_eq!(world.pod_gets(&first, UPLINK), Continue);
+        assert_eq!(world.pod_gets(&later, UPLINK), Continue);
         assert_eq!(world.events().len(), 1);
         let [first, later] = parts(back, &back.pong(8), 10);
-        assert_eq!(world.to_pod(&first, UPLINK), Drop);
-        assert_eq!(world.to_pod(&later, UPLINK), Drop);
+        assert_eq!(world.pod_gets(&first, UPLINK), Drop);
+        assert_eq!(world.pod_gets(&later, UPLINK), Drop);
         assert_eq!(event_kinds(&world.events()), [(EVENT_DENIED, decided(false, 1))]);
     }
 }

@@ -20,12 +20,12 @@ fn an_answer_to_the_pods_own_ping_passes_and_no_other() {
     for v6 in [false, true] {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, v6);
-        assert_eq!(world.from_pod(&out.ping(7)), Continue);
+        assert_eq!(world.pod_sends(&out.ping(7)), Continue);
         let event = world.event();
         assert_eq!((event.kind, event.port), (EVENT_OPENED, if v6 { 128 << 8 } else { 8 << 8 }));
-        assert_eq!(world.to_pod(&out.back().pong(7), UPLINK), Continue);
+        assert_eq!(world.pod_gets(&out.back().pong(7), UPLINK), Continue);
         assert_eq!(world.events(), []);
-        assert_eq!(world.to_pod(&out.back().pong(8), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&out.back().pong(8), UPLINK), Drop);
         assert_eq!(world.event().decision, decided(false, 1));
     }
 }
@@ -35,16 +35,16 @@ fn a_ping_from_the_other_side_with_the_same_identifier_is_judged_on_its_own() {
     for v6 in [false, true] {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, v6);
-        assert_eq!(world.from_pod(&out.ping(7)), Continue);
+        assert_eq!(world.pod_sends(&out.ping(7)), Continue);
         world.events();
-        assert_eq!(world.to_pod(&out.back().ping(7), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&out.back().ping(7), UPLINK), Drop);
         let event = world.event();
         assert_eq!((event.kind, event.decision, event.direction), (EVENT_DENIED, decided(false, 1), 0));
         // Control: allowed, it is a second flow.
         world.row(1, REMOTE.class(), decided(true, 3));
-        assert_eq!(world.to_pod(&out.back().ping(7), UPLINK), Continue);
+        assert_eq!(world.pod_gets(&out.back().ping(7), UPLINK), Continue);
         assert_eq!(world.event().decision, decided(true, 3));
-        assert_eq!(world.from_pod(&out.pong(7)), Continue);
+        assert_eq!(world.pod_sends(&out.pong(7)), Continue);
         assert_eq!(world.host.flows.all().len(), 2);
     }
 }
@@ -54,10 +54,13 @@ fn type_and_code_are_the_port() {
     for (v6, protocol, port) in [(false, 1, 8 << 8), (true, 58, 128 << 8)] {
         let mut world = closed_inwards();
         world.row_with_table(1, ClassId(0), decided(false, 1), 5, 0);
-        assert_eq!(world.to_pod(&REMOTE.to(POD, v6).ping(7), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&REMOTE.to(POD, v6).ping(7), UPLINK), Drop);
         world.port(5, protocol, port, decided(true, 4));
-        assert_eq!(world.to_pod(&REMOTE.to(POD, v6).ping(7), UPLINK), Continue);
-        assert_eq!(world.to_pod(&REMOTE.to(POD, v6).icmp(if v6 { 144 } else { 13 }, 0, [0; 4], &[0; 8]), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&REMOTE.to(POD, v6).ping(7), UPLINK), Continue);
+        assert_eq!(
+            world.pod_gets(&REMOTE.to(POD, v6).icmp(if v6 { 144 } else { 13 }, 0, [0; 4], &[0; 8]), UPLINK),
+            Drop
+        );
     }
 }
 
@@ -68,14 +71,14 @@ fn an_error_about_a_live_flow_passes_in_both_directions() {
         let out = POD.to(REMOTE, v6);
         let request = out.udp(40_000, 53);
         let router = WORLD.to(POD, v6);
-        assert_eq!(world.to_pod(&router.unreachable(&request), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&router.unreachable(&request), UPLINK), Drop);
         assert_eq!(world.event().decision, decided(false, 1));
-        assert_eq!(world.from_pod(&request), Continue);
+        assert_eq!(world.pod_sends(&request), Continue);
         world.events();
-        assert_eq!(world.to_pod(&router.unreachable(&request), UPLINK), Continue);
+        assert_eq!(world.pod_gets(&router.unreachable(&request), UPLINK), Continue);
         // The pod complains about the answer.
-        world.to_pod(&out.back().udp(53, 40_000), UPLINK);
-        assert_eq!(world.from_pod(&out.unreachable(&out.back().udp(53, 40_000))), Continue);
+        world.pod_gets(&out.back().udp(53, 40_000), UPLINK);
+        assert_eq!(world.pod_sends(&out.unreachable(&out.back().udp(53, 40_000))), Continue);
         assert_eq!((world.events(), world.host.stat(stats::RELATED_ICMP)), (vec![], 2));
     }
 }
@@ -92,15 +95,15 @@ fn an_error_that_quotes_nothing_of_the_pod_is_judged_by_policy() {
             out.back().udp(53, 40_000),          // the wrong way round
         ] {
             let mut world = closed_inwards();
-            world.from_pod(&out.udp(40_000, 53));
+            world.pod_sends(&out.udp(40_000, 53));
             world.events();
-            assert_eq!(world.to_pod(&router.unreachable(&quoted), UPLINK), Drop, "{quoted:02x?}");
+            assert_eq!(world.pod_gets(&router.unreachable(&quoted), UPLINK), Drop, "{quoted:02x?}");
             let event = world.event();
             assert_eq!(event.decision, decided(false, 1));
             assert_eq!(event.port, if v6 { 1 << 8 | 4 } else { 3 << 8 | 3 });
             world.row_with_table(1, ClassId(0), decided(false, 1), 5, 0);
             world.port(5, if v6 { 58 } else { 1 }, ANY_PORT, decided(true, 6));
-            assert_eq!(world.to_pod(&router.unreachable(&quoted), UPLINK), Continue);
+            assert_eq!(world.pod_gets(&router.unreachable(&quoted), UPLINK), Continue);
         }
     }
 }
@@ -111,18 +114,18 @@ fn an_error_about_a_flow_that_is_over_or_cut_is_not_related() {
     let request = out.udp(40_000, 53);
     let error = WORLD.to(POD, false).unreachable(&request);
     let mut world = closed_inwards();
-    world.from_pod(&request);
+    world.pod_sends(&request);
     world.host.now_ns += 30 * SECOND_NS;
-    assert_eq!(world.to_pod(&error, UPLINK), Continue);
+    assert_eq!(world.pod_gets(&error, UPLINK), Continue);
     world.host.now_ns += 1;
-    assert_eq!(world.to_pod(&error, UPLINK), Drop);
+    assert_eq!(world.pod_gets(&error, UPLINK), Drop);
 
     let mut world = closed_inwards();
-    world.from_pod(&request);
+    world.pod_sends(&request);
     world.row(3, ClassId(0), decided(false, 3));
     world.select(1, 3);
-    assert_eq!(world.from_pod(&request), Drop);
-    assert_eq!(world.to_pod(&error, UPLINK), Drop);
+    assert_eq!(world.pod_sends(&request), Drop);
+    assert_eq!(world.pod_gets(&error, UPLINK), Drop);
 }
 
 #[test]
@@ -130,8 +133,8 @@ fn an_error_that_quotes_a_ping_is_about_that_ping() {
     for v6 in [false, true] {
         let mut world = closed_inwards();
         let out = POD.to(REMOTE, v6);
-        world.from_pod(&out.ping(7));
-        assert_eq!(world.to_pod(&WORLD.to(POD, v6).unreachable(&out.ping(7)), UPLINK), Continue);
-        assert_eq!(world.to_pod(&WORLD.to(POD, v6).unreachable(&out.ping(8)), UPLINK), Drop);
+        world.pod_sends(&out.ping(7));
+        assert_eq!(world.pod_gets(&WORLD.to(POD, v6).unreachable(&out.ping(7)), UPLINK), Continue);
+        assert_eq!(world.pod_gets(&WORLD.to(POD, v6).unreachable(&out.ping(8)), UPLINK), Drop);
     }
 }

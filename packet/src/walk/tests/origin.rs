@@ -36,7 +36,7 @@ fn a_pod_speaks_only_for_its_own_addresses() {
             (HOST, Drop, decision::SPOOFED_SOURCE),
         ] {
             let mut world = open();
-            assert_eq!(world.from_pod(&who.to(REMOTE, v6).udp(1, 2)), want, "{who:?}");
+            assert_eq!(world.pod_sends(&who.to(REMOTE, v6).udp(1, 2)), want, "{who:?}");
             let event = world.event();
             assert_eq!((event.decision, event.local), (decider, who.address(v6)));
         }
@@ -48,10 +48,10 @@ fn a_pod_without_an_address_of_the_family_speaks_for_none() {
     let mut world = open();
     world.endpoint().address_v6 = Address::default();
     for (v6, want) in [(true, Drop), (false, Continue)] {
-        assert_eq!(world.from_pod(&POD.to(REMOTE, v6).udp(1, 2)), want);
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, v6).udp(1, 2)), want);
     }
     let unspecified = crate::host::Ends("::".parse().unwrap(), REMOTE.ip(true));
-    assert_eq!(world.from_pod(&unspecified.udp(1, 2)), Drop);
+    assert_eq!(world.pod_sends(&unspecified.udp(1, 2)), Drop);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_local_pods_address_comes_from_its_own_device_or_bridge() {
         for v6 in [false, true] {
             let mut world = open();
             world.host.addresses.get_mut(&CLIENT.address(v6)).unwrap().bridge = 7;
-            assert_eq!(world.to_pod(&CLIENT.to(POD, v6).tcp(1, 2, "S"), by), want, "by {by}");
+            assert_eq!(world.pod_gets(&CLIENT.to(POD, v6).tcp(1, 2, "S"), by), want, "by {by}");
             let decider = if want == Continue { decided(true, 1) } else { decision::SPOOFED_SOURCE };
             assert_eq!(world.event().decision, decider);
         }
@@ -72,7 +72,7 @@ fn a_local_pods_address_is_nobodys_until_its_device_is_known() {
     for (device, want) in [(0, Drop), (CLIENT_DEVICE, Continue)] {
         let mut world = open();
         world.own(CLIENT, OWNER_LOCAL_POD, device);
-        assert_eq!(world.to_pod(&CLIENT.to(POD, false).udp(1, 2), CLIENT_DEVICE), want);
+        assert_eq!(world.pod_gets(&CLIENT.to(POD, false).udp(1, 2), CLIENT_DEVICE), want);
     }
 }
 
@@ -80,7 +80,7 @@ fn a_local_pods_address_is_nobodys_until_its_device_is_known() {
 fn a_remote_pods_address_is_not_made_on_this_node() {
     for (by, want) in [(UPLINK, Continue), (0, Drop)] {
         let mut world = open();
-        assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 2), by), want);
+        assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 2), by), want);
     }
 }
 
@@ -88,17 +88,17 @@ fn a_remote_pods_address_is_not_made_on_this_node() {
 fn an_established_flow_does_not_excuse_a_spoofed_source() {
     let mut world = open();
     let request = CLIENT.to(POD, false);
-    assert_eq!(world.to_pod(&request.udp(1, 2), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&request.udp(1, 2), CLIENT_DEVICE), Continue);
     world.events();
-    assert_eq!(world.to_pod(&request.udp(1, 2), 12), Drop);
+    assert_eq!(world.pod_gets(&request.udp(1, 2), 12), Drop);
     assert_eq!(world.event().decision, decision::SPOOFED_SOURCE);
-    assert_eq!(world.to_pod(&request.udp(1, 2), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&request.udp(1, 2), CLIENT_DEVICE), Continue);
     // Nor does a flow that the pod itself opened.
-    assert_eq!(world.from_pod(&POD.to(CLIENT, false).udp(5, 6)), Continue);
+    assert_eq!(world.pod_sends(&POD.to(CLIENT, false).udp(5, 6)), Continue);
     world.events();
-    assert_eq!(world.to_pod(&request.udp(6, 5), 0), Drop);
+    assert_eq!(world.pod_gets(&request.udp(6, 5), 0), Drop);
     assert_eq!(world.event().decision, decision::SPOOFED_SOURCE);
-    assert_eq!(world.to_pod(&request.udp(6, 5), CLIENT_DEVICE), Continue);
+    assert_eq!(world.pod_gets(&request.udp(6, 5), CLIENT_DEVICE), Continue);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn what_the_own_node_makes_is_let_in_and_nothing_that_only_shows_its_address() {
             (WORLD, 0, Drop, decided(false, 1)),
         ] {
             let mut world = closed();
-            assert_eq!(world.to_pod(&who.to(POD, v6).tcp(40_000, 8_080, "S"), by), want, "{who:?} by {by}");
+            assert_eq!(world.pod_gets(&who.to(POD, v6).tcp(40_000, 8_080, "S"), by), want, "{who:?} by {by}");
             assert_eq!(world.event().decision, decider);
         }
     }
@@ -121,16 +121,16 @@ fn what_the_own_node_makes_is_let_in_and_nothing_that_only_shows_its_address() {
 fn the_own_nodes_connection_goes_on_through_every_policy_change() {
     let mut world = closed();
     let probe = HOST.to(POD, false);
-    assert_eq!(world.to_pod(&probe.tcp(40_000, 8_080, "S"), 0), Continue);
+    assert_eq!(world.pod_gets(&probe.tcp(40_000, 8_080, "S"), 0), Continue);
     world.events();
     world.select(1, 2);
-    assert_eq!(world.from_pod(&probe.back().tcp(8_080, 40_000, "S.")), Continue);
-    assert_eq!(world.to_pod(&probe.tcp(40_000, 8_080, "."), 0), Continue);
+    assert_eq!(world.pod_sends(&probe.back().tcp(8_080, 40_000, "S.")), Continue);
+    assert_eq!(world.pod_gets(&probe.tcp(40_000, 8_080, "."), 0), Continue);
     assert_eq!(world.events(), []);
     // Its flow is of no use to anyone who comes by another way.
-    assert_eq!(world.to_pod(&probe.tcp(40_000, 8_080, "."), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&probe.tcp(40_000, 8_080, "."), UPLINK), Drop);
     assert_eq!(event_kinds(&world.events()), [(EVENT_DENIED, decided(false, 1))]);
-    assert_eq!(world.to_pod(&probe.tcp(40_000, 8_080, "."), 0), Continue);
+    assert_eq!(world.pod_gets(&probe.tcp(40_000, 8_080, "."), 0), Continue);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn the_own_node_is_let_in_before_the_first_image() {
     for (by, want) in [(0, Continue), (UPLINK, Drop)] {
         let mut world = closed();
         world.endpoint().flags = 0;
-        assert_eq!(world.to_pod(&HOST.to(POD, false).tcp(1, 2, "S"), by), want);
+        assert_eq!(world.pod_gets(&HOST.to(POD, false).tcp(1, 2, "S"), by), want);
         let decider = if want == Continue { decision::OWN_NODE } else { decision::NOT_READY };
         assert_eq!(world.event().decision, decider);
     }
@@ -147,7 +147,7 @@ fn the_own_node_is_let_in_before_the_first_image() {
 #[test]
 fn what_a_pod_sends_to_its_own_node_is_judged() {
     for (mut world, want) in [(open(), Continue), (closed(), Drop)] {
-        assert_eq!(world.from_pod(&POD.to(HOST, false).tcp(1, 22, "S")), want);
+        assert_eq!(world.pod_sends(&POD.to(HOST, false).tcp(1, 22, "S")), want);
         assert_eq!(world.event().peer_identity, reeve_abi::ids::IDENTITY_HOST);
     }
 }
@@ -165,7 +165,7 @@ fn a_contested_address_is_judged_as_nobodys() {
             value.identity = reeve_abi::ids::IDENTITY_CONTESTED;
             value.workload.0 = 0;
         }
-        assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 2), UPLINK), want);
+        assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 2), UPLINK), want);
         let event = world.event();
         assert_eq!(event.decision, decider);
         assert_eq!(event.peer_workload.0 == 0, contested);
@@ -180,7 +180,7 @@ fn decision_of_contested() -> DecisionId {
 fn a_contested_address_is_not_made_on_this_node() {
     let mut world = open();
     world.own(REMOTE, OWNER_CONTESTED, 0);
-    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 2), 0), Drop);
+    assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 2), 0), Drop);
     assert_eq!(world.event().decision, decision::SPOOFED_SOURCE);
 }
 
@@ -188,11 +188,11 @@ fn a_contested_address_is_not_made_on_this_node() {
 fn a_frame_of_a_device_without_endpoint_goes_on() {
     let mut world = closed();
     let frame = POD.to(REMOTE, false).udp(1, 2);
-    assert_eq!(world.from_pod(&frame), Drop);
+    assert_eq!(world.pod_sends(&frame), Drop);
     world.events();
     world.host.endpoints.remove(&POD_DEVICE);
-    assert_eq!(world.from_pod(&frame), Continue);
-    assert_eq!(world.from_pod(&[1, 2, 3]), Continue);
+    assert_eq!(world.pod_sends(&frame), Continue);
+    assert_eq!(world.pod_sends(&[1, 2, 3]), Continue);
     assert_eq!((world.events(), world.host.stat(stats::NO_ENDPOINT)), (vec![], 2));
 }
 
@@ -200,15 +200,15 @@ fn a_frame_of_a_device_without_endpoint_goes_on() {
 fn what_cannot_be_read_is_denied_and_named() {
     let frame = POD.to(REMOTE, false).tcp(1, 2, "S");
     let mut world = open();
-    assert_eq!(world.from_pod(&frame[..50]), Drop);
+    assert_eq!(world.pod_sends(&frame[..50]), Drop);
     let event = world.event();
     assert_eq!((event.decision, event.workload), (decision::MALFORMED_PACKET, POD.workload()));
     assert_eq!((event.local, event.remote, event.protocol), (Address::default(), Address::default(), 0));
     assert_eq!(world.host.stat(stats::MALFORMED), 1);
-    assert_eq!(world.from_pod(&frame), Continue);
+    assert_eq!(world.pod_sends(&frame), Continue);
     world.events();
     // Neither IP nor neighbour discovery: counted only.
-    assert_eq!(world.from_pod(&with_vlan(&frame)), Drop);
+    assert_eq!(world.pod_sends(&with_vlan(&frame)), Drop);
     assert_eq!((world.events(), world.host.stat(stats::NOT_IP)), (vec![], 1));
 }
 
@@ -217,7 +217,7 @@ fn a_torn_endpoint_is_read_again_and_then_the_packet_is_dropped() {
     for (torn, want, retries, inconsistent) in [(0, Continue, 0, 0), (2, Continue, 2, 0), (3, Drop, 3, 1)] {
         let mut world = open();
         world.host.torn_reads.set(torn);
-        assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 2)), want, "torn {torn} times");
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), want, "torn {torn} times");
         assert_eq!(world.host.stat(stats::ENDPOINT_RETRIES), retries);
         assert_eq!(world.host.stat(stats::INCONSISTENT), inconsistent);
     }
@@ -225,15 +225,15 @@ fn a_torn_endpoint_is_read_again_and_then_the_packet_is_dropped() {
     let mut world = open();
     world.endpoint().head_ifindex = CLIENT_DEVICE;
     world.endpoint().tail_ifindex = CLIENT_DEVICE;
-    assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 2)), Drop);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
 }
 
 #[test]
 fn without_settings_nothing_passes() {
     let mut world = open();
     let settings = world.host.config.take();
-    assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 2)), Drop);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
     assert_eq!(world.host.stat(stats::INCONSISTENT), 1);
     world.host.config = settings;
-    assert_eq!(world.from_pod(&POD.to(REMOTE, false).udp(1, 2)), Continue);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Continue);
 }

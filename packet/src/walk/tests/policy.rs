@@ -9,7 +9,7 @@ use reeve_abi::policy::{ANY_PORT, PEER_RANGES, PortValue, RANGE_BASE_BITS, Range
 #[track_caller]
 fn check(world: &mut World, who: Who, port: u16, want: (Action, DecisionId)) {
     let by = if who == CLIENT { CLIENT_DEVICE } else { UPLINK };
-    let action = world.to_pod(&who.to(POD, false).udp(40_000, port), by);
+    let action = world.pod_gets(&who.to(POD, false).udp(40_000, port), by);
     let event = world.event();
     assert_eq!((action, event.decision), want);
     let verdict = if action == Continue { 1 } else { 2 };
@@ -20,7 +20,7 @@ fn check(world: &mut World, who: Who, port: u16, want: (Action, DecisionId)) {
 fn without_a_policy_everything_passes_and_the_record_says_so() {
     let mut world = World::new();
     check(&mut world, WORLD, 80, (Continue, decision::NO_POLICY_SELECTS));
-    assert_eq!(world.from_pod(&POD.to(WORLD, true).udp(1, 2)), Continue);
+    assert_eq!(world.pod_sends(&POD.to(WORLD, true).udp(1, 2)), Continue);
     assert_eq!(world.event().decision, decision::NO_POLICY_SELECTS);
 }
 
@@ -32,9 +32,9 @@ fn each_direction_and_family_has_a_policy_of_its_own() {
         world.endpoint().policies[position] = PolicyNumber(7);
         for (egress, v6) in [(false, false), (false, true), (true, false), (true, true)] {
             let action = if egress {
-                world.from_pod(&POD.to(REMOTE, v6).tcp(1, 2, "S"))
+                world.pod_sends(&POD.to(REMOTE, v6).tcp(1, 2, "S"))
             } else {
-                world.to_pod(&REMOTE.to(POD, v6).tcp(1, 2, "S"), UPLINK)
+                world.pod_gets(&REMOTE.to(POD, v6).tcp(1, 2, "S"), UPLINK)
             };
             let here = position == usize::from(egress) * 2 + usize::from(v6);
             assert_eq!(action, if here { Drop } else { Continue }, "policy {position}, egress {egress}, v6 {v6}");
@@ -87,7 +87,7 @@ fn an_exact_port_comes_before_a_range_and_that_before_any_port_and_that_before_t
     check(&mut world, WORLD, 80, (Continue, decided(true, 4)));
     check(&mut world, CLIENT, 8_081, (Continue, decided(true, 3)));
     // Rows of a protocol say nothing of another one.
-    assert_eq!(world.to_pod(&WORLD.to(POD, false).tcp(1, 8_081, "S"), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&WORLD.to(POD, false).tcp(1, 8_081, "S"), UPLINK), Drop);
     assert_eq!(world.event().decision, decided(false, 1));
 }
 
@@ -131,12 +131,12 @@ fn the_most_specific_network_gives_the_identity_and_an_exact_address_comes_first
     check(&mut world, WORLD, 80, (Continue, decided(true, 5)));
     world.host.networks.retain(|_, value| value.identity != narrow);
     check(&mut world, WORLD, 81, (Drop, decided(false, 1)));
-    assert_eq!(world.to_pod(&WORLD.to(POD, false).udp(1, 2), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&WORLD.to(POD, false).udp(1, 2), UPLINK), Drop);
     assert_eq!(world.event().peer_identity, wide);
-    assert_eq!(world.to_pod(&REMOTE.to(POD, false).udp(1, 2), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 2), UPLINK), Drop);
     assert_eq!(world.event().peer_identity, REMOTE.identity());
     world.host.networks.clear();
-    assert_eq!(world.to_pod(&WORLD.to(POD, false).udp(1, 3), UPLINK), Drop);
+    assert_eq!(world.pod_gets(&WORLD.to(POD, false).udp(1, 3), UPLINK), Drop);
     assert_eq!(world.event().peer_identity, IDENTITY_WORLD);
 }
 
@@ -161,7 +161,7 @@ fn other_protocols_are_judged_without_ports() {
     world.select(1, 0);
     for (protocol, want) in [(47, Continue), (50, Drop)] {
         let frame = WORLD.to(POD, false).ip(etherparse::IpNumber(protocol), &[9; 16]);
-        assert_eq!(world.to_pod(&frame, UPLINK), want);
+        assert_eq!(world.pod_gets(&frame, UPLINK), want);
         let event = world.event();
         assert_eq!((event.protocol, event.port, event.ports), (protocol, 0, 0));
     }
