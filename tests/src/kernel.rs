@@ -140,6 +140,20 @@ impl Kernel {
         Ok(Outcome { action, events: self.take_events() })
     }
 
+    /// Mean time of one run over a frame, in ns, as the kernel measures `repeat` runs in a row.
+    pub fn measure(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32, repeat: u32) -> anyhow::Result<f64> {
+        self.interface(ifindex)?;
+        let mut context = [0_u8; CONTEXT_BYTES];
+        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
+            anyhow::bail!("the object lacks {}", program_name(hook));
+        };
+        let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        let result = program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
+        Ok(result.duration.as_secs_f64() * 1e9)
+    }
+
     /// Value of a counter of `reeve_abi::stats`, summed over the CPUs.
     pub fn stat(&self, stat: u32) -> anyhow::Result<u64> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;

@@ -1,4 +1,4 @@
-//! Builds what ships and hands over to the demo's own program.
+//! Builds what ships and hands over to the demo or the benchmarks.
 
 use std::process::{Command, ExitCode};
 
@@ -8,14 +8,15 @@ use crate::compile::{self, Profile};
 use crate::places::Places;
 use crate::setup;
 
-/// Sets up, builds, then runs the demo; its exit code is ours.
-pub(crate) fn run(places: &Places, arguments: &[String]) -> anyhow::Result<ExitCode> {
-    setup::need_root("the demo makes network namespaces and loads eBPF programs")?;
+/// Sets up, builds, then runs a program of the tests crate; its exit code is ours.
+pub(crate) fn run(places: &Places, program: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    setup::need_root("this makes network namespaces and loads eBPF programs")?;
     setup::lab()?;
     compile::everything(places, Profile::Release)?;
-    let program = compile::program(places, Profile::Release, "reeve-demo");
+    let program = compile::program(places, Profile::Release, program);
     let status = Command::new(&program)
         .args(arguments)
+        .env("REEVE_BPF_OBJECT", places.bpf_object())
         .env("REEVE_AGENT", compile::program(places, Profile::Release, "reeve-agent"))
         .status()
         .with_context(|| format!("cannot run {}", program.display()))?;

@@ -35,6 +35,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure costs as ratios within one run (needs root).
+    Bench {
+        /// Names of measures, and `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Build the eBPF object and every binary that uses it.
     Build {
         /// Use the dev profile: quicker to build, slower to run.
@@ -75,7 +81,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
     let places = Places::find()?;
     match command {
         Command::Setup => setup::everything(&places)?,
-        Command::Demo { arguments } => return demo::run(&places, arguments),
+        Command::Demo { arguments } => return demo::run(&places, "reeve-demo", arguments),
+        Command::Bench { arguments } => return demo::run(&places, "reeve-bench", arguments),
         Command::Build { dev } => {
             let profile = if *dev { Profile::Dev } else { Profile::Release };
             compile::everything(&places, profile)?;
