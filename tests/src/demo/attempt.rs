@@ -107,7 +107,14 @@ pub fn facts(directory: &Path, node: &str) -> anyhow::Result<Store> {
 }
 
 /// Tries a connection and gathers all three answers.
-pub fn attempt(store: &Store, records: &mut Records, from: &Pod, to: &Pod, probe: Probe, v6: bool) -> anyhow::Result<Attempt> {
+pub fn attempt(
+    store: &Store,
+    records: &mut Records,
+    from: &Pod,
+    to: &Pod,
+    probe: Probe,
+    v6: bool,
+) -> anyhow::Result<Attempt> {
     let (source, destination) = (super::cast::address(from, v6), super::cast::address(to, v6));
     let (protocol, port) = probe.judged(destination);
     let told = oracle::explain(store.world(), source, destination, protocol, port);
@@ -129,7 +136,8 @@ pub fn attempt(store: &Store, records: &mut Records, from: &Pod, to: &Pod, probe
     let wanted = ends(&told);
     let gathered = until("the records of a connection", RECORD_PATIENCE, || {
         for line in records.rest()? {
-            let record: FlowRecord = serde_json::from_value(line.clone()).with_context(|| format!("not a record: {line}"))?;
+            let record: FlowRecord =
+                serde_json::from_value(line.clone()).with_context(|| format!("not a record: {line}"))?;
             let about = record.source.ip == Some(source)
                 && record.destination.ip == Some(destination)
                 && record.protocol.0 == protocol
@@ -143,7 +151,8 @@ pub fn attempt(store: &Store, records: &mut Records, from: &Pod, to: &Pod, probe
         Ok(all.then_some(()))
     });
     found.sort_by_key(|(_, record)| std::cmp::Reverse(record.direction));
-    let recorded_allow = !found.is_empty() && found.iter().all(|(_, record)| record.decision.verdict() == Verdict::Allow);
+    let recorded_allow =
+        !found.is_empty() && found.iter().all(|(_, record)| record.decision.verdict() == Verdict::Allow);
     let disagreement = if let Err(error) = gathered {
         Some(format!("the oracle expects a record that did not come ({error:#}); the socket saw {answer:?}"))
     } else if answer.is_ok() != recorded_allow {
@@ -156,7 +165,8 @@ pub fn attempt(store: &Store, records: &mut Records, from: &Pod, to: &Pod, probe
     let rows = found
         .into_iter()
         .map(|(line, record)| {
-            let expected = wanted.iter().find(|(direction, _)| *direction == record.direction).map(|(_, decision)| *decision);
+            let expected =
+                wanted.iter().find(|(direction, _)| *direction == record.direction).map(|(_, decision)| *decision);
             let disagreement = differs(&record, expected);
             Row { probe, record, line, disagreement }
         })

@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         begun.elapsed().as_secs_f64()
     ));
     if options.keep == Keep::Running {
-        keep(&node)?;
+        keep(&node, &cast)?;
     }
     if !story.disagreements.is_empty() {
         bail!("{} disagreement(s):\n  {}", story.disagreements.len(), story.disagreements.join("\n  "));
@@ -136,7 +136,11 @@ impl Story {
         }
     }
 
-    fn attempts(&mut self, node: &Node, list: &[(&crate::lab::Pod, &crate::lab::Pod, Probe, bool)]) -> anyhow::Result<Vec<Attempt>> {
+    fn attempts(
+        &mut self,
+        node: &Node,
+        list: &[(&crate::lab::Pod, &crate::lab::Pod, Probe, bool)],
+    ) -> anyhow::Result<Vec<Attempt>> {
         let store = attempt::facts(&node.manifests_directory(), node.name())?;
         let mut done = Vec::new();
         for (from, to, probe, v6) in list {
@@ -176,7 +180,8 @@ impl Story {
         self.say(&format!("  {:.1} ms from the file's change to the kernel\n", took.as_secs_f64() * 1e3));
         let list = [(&cast.report_gen, &cast.card_db, Probe::Tcp(5432), false)];
         let mut done = self.attempts(node, &list)?;
-        let mut open = done.remove(0).connection.context("report-gen has no connection to card-db although it is PCI=true now")?;
+        let mut open =
+            done.remove(0).connection.context("report-gen has no connection to card-db although it is PCI=true now")?;
         self.say("\n3. the label is taken away while that connection is open\n");
         let took = relabel(agent, cast, &[("app", "report-gen")])?;
         let answer = open.exchange(PATIENCE);
@@ -235,7 +240,11 @@ fn detach(node: &Node, interface: &str) -> anyhow::Result<()> {
     }
     for side in ["from", "to"] {
         let pin = node.bpffs().join(format!("reeve/v1/links/{ifindex}-{side}"));
-        let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output().context("bpftool cannot be run")?;
+        let output = Command::new("bpftool")
+            .args(["link", "detach", "pinned"])
+            .arg(&pin)
+            .output()
+            .context("bpftool cannot be run")?;
         if !output.status.success() {
             bail!("bpftool could not detach {}: {}", pin.display(), String::from_utf8_lossy(&output.stderr));
         }
@@ -243,21 +252,27 @@ fn detach(node: &Node, interface: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the commands to look around with and waits for the end of standard input or an interrupt.
-fn keep(node: &Node) -> anyhow::Result<()> {
-    let socket = node.run_directory().join("agent.sock");
-    let (socket, manifests) = (socket.display(), node.manifests_directory());
+/// Prints the commands to look around with and waits for an interrupt.
+fn keep(node: &Node, cast: &Cast) -> anyhow::Result<()> {
+    // Where cargo put this program, it put the others too.
+    let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(|folder| folder.join("reeve")));
+    let reeve = beside.filter(|path| path.is_file()).unwrap_or_else(|| "reeve".into());
+    let (reeve, socket) = (reeve.display(), node.run_directory().join("agent.sock"));
+    let socket = socket.display();
     println!(
-        "\nRunning until interrupted (Ctrl-C). In another terminal:\n\n  \
-         reeve status    --socket {socket}\n  \
-         reeve endpoints --socket {socket}\n  \
-         reeve flows     --socket {socket} --follow\n  \
-         reeve explain shop/web payments/card-db:5432/TCP --socket {socket}\n  \
-         reeve explain shop/web payments/card-db:5432/TCP --manifests {} --node {}\n  \
-         nsenter --net=/run/netns/{} ping -c1 ...",
-        manifests.display(),
+        "\nRunning until interrupted (Ctrl-C). In another terminal, as root:\n\n  \
+         {reeve} status    --socket {socket}\n  \
+         {reeve} endpoints --socket {socket}\n  \
+         {reeve} flows     --socket {socket} --follow\n  \
+         {reeve} explain shop/web payments/card-db:5432/TCP --socket {socket}\n  \
+         {reeve} explain shop/web payments/card-db:5432/TCP --manifests {} --node {}\n  \
+         nsenter --net=/run/netns/{} ping -c1 {}   # web pings card-db: denied\n\n\
+         Edit a manifest in {} and watch the flows change.",
+        node.manifests_directory().display(),
         node.name(),
-        node.netns().name()
+        cast.web.netns().name(),
+        cast.card_db.v4(),
+        node.manifests_directory().display(),
     );
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     signals.forever().next();

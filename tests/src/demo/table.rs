@@ -20,7 +20,8 @@ pub fn print(attempts: &[&Attempt], colour: Colour) {
     println!("  {}  LABELS", line(&HEAD.map(str::to_owned), &widths, |_, padded| padded));
     for (row, cells) in rows {
         let allowed = if row.record.decision.verdict() == Verdict::Allow { Allowed::Yes } else { Allowed::No };
-        let text = line(&cells, &widths, |column, padded| if column == 4 { colour.verdict(allowed, &padded) } else { padded });
+        let text =
+            line(&cells, &widths, |column, padded| if column == 4 { colour.verdict(allowed, &padded) } else { padded });
         println!("  {text}  {} -> {}", labels(&row.record.source), labels(&row.record.destination));
         if let Some(disagreement) = &row.disagreement {
             println!("  !! {disagreement}");
@@ -55,7 +56,8 @@ fn cells(row: &Row) -> [String; 6] {
 }
 
 fn line(cells: &[String; 6], widths: &[usize; 6], paint: impl Fn(usize, String) -> String) -> String {
-    let padded = cells.iter().zip(widths).enumerate().map(|(column, (cell, width))| paint(column, format!("{cell:<width$}")));
+    let padded =
+        cells.iter().zip(widths).enumerate().map(|(column, (cell, width))| paint(column, format!("{cell:<width$}")));
     padded.collect::<Vec<_>>().join("  ")
 }
 
