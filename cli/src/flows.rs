@@ -35,9 +35,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "follow")]
     tail: Option<usize>,
     #[command(flatten)]
-    filter: FilterArgs,
-    #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Unreadable lines that are named one by one.

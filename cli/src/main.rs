@@ -18,7 +18,7 @@ mod status;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use output::Answer;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 /// Asks what reeve enforces: who may reach whom, which policy says so, and what was really let through or dropped.
@@ -65,11 +65,10 @@ struct Completion {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = std::io::stdout().lock();
-    let answer = run(&cli.command, &mut out).and_then(|answer| {
-        out.flush().context("cannot write the answer")?;
-        Ok(answer)
-    });
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let answer = run(&cli.command, &mut out);
+    // What was found before an error is shown too.
+    let answer = out.flush().context("cannot write the answer").and(answer);
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
