@@ -181,10 +181,8 @@ fn moves(old: &Image, new: &Image, middle: &mut Middle<'_>) -> Vec<Op> {
 
 /// Identity of the most specific other prefix that contains this one.
 fn around(image: &Image, key: &NetworkKey) -> IdentityId {
-    (0..key.prefix_bits)
-        .rev()
-        .find_map(|bits| {
-            image.networks.get(&NetworkKey { prefix_bits: bits, address: crate::image::truncate(key.address, bits) })
-        })
-        .map_or(reeve_abi::ids::IDENTITY_WORLD, |value| value.identity)
+    match key.prefix_bits.checked_sub(1) {
+        Some(bits) => image.network_within(key.address, bits),
+        None => reeve_abi::ids::IDENTITY_WORLD,
+    }
 }
