@@ -143,6 +143,9 @@ fn lengths_that_contradict_are_malformed() {
     malformed(&patched(&v4, 14, &[0x44])); // a header below 20 bytes
     malformed(&patched(&v4, 14, &[0x65])); // another version than the frame says
     malformed(&patched(&v4, 16, &27_u16.to_be_bytes())); // no room for the ports
+    let gre = ends(V4).ip(IpNumber::GRE, &[0; 8]);
+    assert_eq!(read(&patched(&gre, 16, &20_u16.to_be_bytes())).0, Kind::Ip);
+    malformed(&patched(&gre, 16, &19_u16.to_be_bytes()));
     let v6 = ends(V6).udp(1, 2);
     malformed(&patched(&v6, 18, &16_u16.to_be_bytes()));
     malformed(&patched(&v6, 14, &[0x45]));

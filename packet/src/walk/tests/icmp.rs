@@ -124,6 +124,8 @@ fn an_error_about_a_flow_that_is_over_or_cut_is_not_related() {
     world.pod_sends(&request);
     world.row(3, ClassId(0), decided(false, 3));
     world.select(1, 3);
+    // Not judged under the new policy yet, then cut by it.
+    assert_eq!(world.pod_gets(&error, UPLINK), Drop);
     assert_eq!(world.pod_sends(&request), Drop);
     assert_eq!(world.pod_gets(&error, UPLINK), Drop);
 }

@@ -222,10 +222,13 @@ fn a_torn_endpoint_is_read_again_and_then_the_packet_is_dropped() {
         assert_eq!(world.host.stat(stats::INCONSISTENT), inconsistent);
     }
     // An element that became another endpoint's under the pointer.
-    let mut world = open();
-    world.endpoint().head_ifindex = CLIENT_DEVICE;
-    world.endpoint().tail_ifindex = CLIENT_DEVICE;
-    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
+    for (head, tail) in [(true, true), (true, false), (false, true)] {
+        let mut world = open();
+        let index = |other: bool| if other { CLIENT_DEVICE } else { POD_DEVICE };
+        world.endpoint().head_ifindex = index(head);
+        world.endpoint().tail_ifindex = index(tail);
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
+    }
 }
 
 #[test]
