@@ -1,0 +1,23 @@
+//! Real sockets between pods under a running agent: what the socket saw, the records and the oracle agree.
+
+#[path = "netns/changes.rs"]
+mod changes;
+#[path = "netns/input.rs"]
+mod input;
+#[path = "netns/life.rs"]
+mod life;
+#[path = "netns/numbers.rs"]
+mod numbers;
+#[path = "netns/origin.rs"]
+mod origin;
+#[path = "netns/reach.rs"]
+mod reach;
+
+use reeve_tests::require::{Capability, skip_unless};
+
+/// Whether the machine lacks something; says so.
+#[track_caller]
+fn skipped() -> bool {
+    use Capability::{Agent, Bpf, Cgroup, Netns, Root};
+    skip_unless(&[Root, Bpf, Netns, Cgroup, Agent])
+}
