@@ -2,6 +2,8 @@
 //!
 //! Adding a judge means implementing [`Judge`] and adding it to the list that a test asks.
 
+mod kernel;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use reeve_policy::oracle::{self, Owner, Query};
 use reeve_policy::provenance::workload_id;
 
 use crate::worlds::{Flow, NODE};
+
+pub use kernel::InKernel;
 
 /// A flow at the pod of this node that it leaves or reaches.
 #[derive(Clone, Debug)]

@@ -10,7 +10,8 @@ use reeve_policy::engine::Engine;
 use reeve_policy::model::{
     Decider, Decision, DefaultDecider, Direction, Outcome, Peers, PolicyKind, PortMatch, Rule, Rules, World,
 };
-use reeve_tests::judge::{Case, CompiledImage, Judge, Oracle};
+use reeve_tests::judge::{Case, CompiledImage, InKernel, Judge, Oracle};
+use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::worlds::{NODE, RandomWorld, flows};
 
 const FLOWS: usize = 50;
@@ -23,7 +24,8 @@ const KINDS: [&str; 5] =
 const FEATURES: [&str; 6] = ["Pass", "named port", "port range", "CIDR with except", "IPv4", "IPv6"];
 
 fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
-    std::env::var(name).map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
+    std::env::var(name)
+        .map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
 fn engine(world: &RandomWorld) -> Engine {
@@ -164,4 +166,12 @@ fn rules_on<'a>(world: &'a World, direction: Direction, decision: &Decision) -> 
 #[test]
 fn oracle_and_image_agree() {
     run(&mut [Box::new(Oracle), Box::new(CompiledImage)]);
+}
+
+#[test]
+fn oracle_image_and_kernel_agree() {
+    if !skip_unless(&[Capability::Root, Capability::Bpf, Capability::Netns]) {
+        let kernel = InKernel::load().expect("the programs load");
+        run(&mut [Box::new(Oracle), Box::new(CompiledImage), Box::new(kernel)]);
+    }
 }
