@@ -3,6 +3,7 @@
 //! Invariant: nothing is pinned or attached; everything is gone with the value and its thread.
 
 mod image;
+mod judge;
 mod rows;
 
 use anyhow::Context;
@@ -23,6 +24,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 
+pub use judge::InKernel;
 pub use rows::Rows;
 
 /// Maps that are preallocated or large in production, and entries that are enough for tests.
@@ -141,7 +143,14 @@ impl Kernel {
     }
 
     /// Mean time of one run over a frame, in ns, as the kernel measures `repeat` runs in a row.
-    pub fn measure(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32, repeat: u32) -> anyhow::Result<f64> {
+    pub fn measure(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+        repeat: u32,
+    ) -> anyhow::Result<f64> {
         self.interface(ifindex)?;
         let mut context = [0_u8; CONTEXT_BYTES];
         context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
@@ -149,8 +158,10 @@ impl Kernel {
         let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
             anyhow::bail!("the object lacks {}", program_name(hook));
         };
-        let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
-        let result = program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        let result =
+            program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
         Ok(result.duration.as_secs_f64() * 1e9)
     }
 

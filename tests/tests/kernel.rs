@@ -14,8 +14,12 @@ use reeve_abi::policy::{
 };
 use reeve_abi::{decision, stats};
 use reeve_packet::env::Hook;
+use reeve_policy::engine::Engine;
+use reeve_tests::judge::{Case, CompiledImage, Judge as _};
 use reeve_tests::kernel::Action::{Continue, Drop};
+use reeve_tests::kernel::InKernel;
 use reeve_tests::require::{Capability, skip_unless};
+use reeve_tests::worlds::{NODE, RandomWorld, flows};
 use world::{ALLOW_IN, ALLOW_OUT, CLIENT, DENY_IN, DENY_OUT, HOST, POD, REMOTE, WORLD, World, ports};
 
 const NEEDS: [Capability; 3] = [Capability::Root, Capability::Bpf, Capability::Netns];
@@ -331,4 +335,26 @@ fn a_frame_of_an_interface_without_endpoint_goes_on() {
     world.kernel.endpoints().remove(&world::POD_DEVICE).unwrap();
     world.check_to_pod(&frame, Continue, None);
     assert_eq!(world.kernel.stat(stats::NO_ENDPOINT).unwrap(), 1);
+}
+
+#[test]
+fn random_worlds_are_judged_as_their_images_say() {
+    if skip_unless(&NEEDS) {
+        return;
+    }
+    let mut kernel = InKernel::load().unwrap();
+    let mut judged = 0;
+    for seed in 0..20 {
+        let mut engine = Engine::new(NODE, 0);
+        engine.apply(RandomWorld::new(seed).changes());
+        kernel.prepare(&engine);
+        for flow in flows(&mut fastrand::Rng::with_seed(seed), engine.world(), 50) {
+            for case in Case::of(&engine, flow) {
+                let told = kernel.decide(&engine, &case);
+                assert_eq!(told, CompiledImage.decide(&engine, &case), "world {seed}: {case:?}");
+                judged += 1;
+            }
+        }
+    }
+    assert!(judged > 500, "{judged}");
 }
