@@ -19,7 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Between two looks at the ring buffer: waking a reader per event would cost 200 times the event.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
@@ -125,12 +125,18 @@ impl Recorder {
         Ok(Self { events, made, dictionary, node, sink, live, metrics, failing: false })
     }
 
-    /// Drains for as long as the agent runs.
-    pub async fn run(mut self) {
+    /// Drains until told to stop, or left alone, and then once more.
+    pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut timer = tokio::time::interval(DRAIN_EVERY);
         loop {
-            timer.tick().await;
+            let stopped = tokio::select! {
+                _ = timer.tick() => false,
+                _ = &mut stop => true,
+            };
             self.drain();
+            if stopped {
+                return;
+            }
         }
     }
 

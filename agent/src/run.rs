@@ -73,7 +73,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         live.clone(),
         Arc::clone(&metrics),
     )?;
-    tokio::spawn(recorder.run());
+    let (stop_telling, stop) = oneshot::channel();
+    let telling = tokio::spawn(recorder.run(stop));
 
     let (wake, mut woken) = mpsc::channel::<Wake>(1024);
     let _watcher = watch(enforcer.directory.root(), wake.clone())?;
@@ -147,6 +148,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));
         }
     }
+    drop(stop_telling);
+    telling.await.context("the last records could not be told")?;
     tracing::info!("stopping; what is pinned goes on enforcing");
     Ok(())
 }
