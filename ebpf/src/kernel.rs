@@ -5,7 +5,7 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
@@ -164,5 +164,9 @@ impl Env for Kernel<'_> {
     fn add(&self, counter: *mut u64, amount: u64) {
         // SAFETY: the walk passes fields of map values that are valid for the run.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
+    }    #[inline(always)]
+    fn swap(&self, place: *mut u64, value: u64) -> u64 {
+        // SAFETY: as for `add`.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::Relaxed }>(place, value) }
     }
 }

@@ -66,6 +66,8 @@ pub trait Env {
     fn count(&self, stat: u32);
     /// Adds to a counter that other CPUs add to as well.
     fn add(&self, counter: *mut u64, amount: u64);
+    /// Puts a value where other CPUs put theirs as well, and returns what was there.
+    fn swap(&self, place: *mut u64, value: u64) -> u64;
 }
 
 /// Where the packet crosses the pod's interface.

@@ -240,4 +240,8 @@ impl Env for Host {
         // SAFETY: the walk passes fields of values that the tables gave out.
         unsafe { *counter += amount }
     }
+    fn swap(&self, place: *mut u64, value: u64) -> u64 {
+        // SAFETY: as for `add`.
+        unsafe { place.replace(value) }
+    }
 }

@@ -256,7 +256,7 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.config.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && found.flags & ct::FLOW_OWN_NODE == 0 {
         s.flow = *found;
-        if rejudge(env, hook, s) == 1 {
+        if rejudge(env, hook, s, found) == 1 {
             // Not the counters: other CPUs add to them meanwhile.
             found.decision = s.flow.decision;
             found.verdict = s.flow.verdict;
@@ -266,9 +266,6 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
             found.own_identity = s.flow.own_identity;
             found.address_epoch = s.flow.address_epoch;
             found.flags = s.flow.flags;
-            found.flushed_ns = s.flow.flushed_ns;
-            found.flushed_packets = s.flow.flushed_packets;
-            found.flushed_bytes = s.flow.flushed_bytes;
         }
     }
     let way = usize::from(!original);
@@ -288,23 +285,30 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
     if found.verdict != VERDICT_ALLOW {
         env.count(stats::DENIED_REPEATED);
         if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.deny_report_ns {
-            s.flow = *found;
-            found.flushed_ns = s.now_ns;
-            found.flushed_packets = s.flow.packets;
-            found.flushed_bytes = s.flow.bytes;
+            settle(env, s, found);
             report_cut(env, hook, s);
         }
         return Some(Action::Drop);
     }
     if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.flush_ns {
-        s.flow = *found;
-        found.flushed_ns = s.now_ns;
-        found.flushed_packets = s.flow.packets;
-        found.flushed_bytes = s.flow.bytes;
+        settle(env, s, found);
         tell::edge(env, s, 0);
     }
     env.count(stats::ALLOWED_ESTABLISHED);
     Some(Action::Continue)
+}
+
+/// Copies a flow into `s.flow` with the part of its counters that nobody has flushed, which this CPU flushes next.
+///
+/// Two CPUs may do so at once: each takes the step from what the other left, be it backwards, so the sum is exact.
+#[inline(always)]
+fn settle<E: Env>(env: &E, s: &mut Scratch, found: &mut FlowValue) {
+    s.flow = *found;
+    found.flushed_ns = s.now_ns;
+    s.flow.flushed_packets[0] = env.swap(&raw mut found.flushed_packets[0], s.flow.packets[0]);
+    s.flow.flushed_packets[1] = env.swap(&raw mut found.flushed_packets[1], s.flow.packets[1]);
+    s.flow.flushed_bytes[0] = env.swap(&raw mut found.flushed_bytes[0], s.flow.bytes[0]);
+    s.flow.flushed_bytes[1] = env.swap(&raw mut found.flushed_bytes[1], s.flow.bytes[1]);
 }
 
 /// Tells of further packets of a flow that was cut.
@@ -313,16 +317,17 @@ fn report_cut<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
     tell::edge(env, s, 0);
     s.flow.packets = [s.edge.packets[0].wrapping_add(s.edge.packets[1]), 0];
     s.flow.bytes = [s.edge.bytes[0].wrapping_add(s.edge.bytes[1]), 0];
+    if s.flow.packets[0] >> 63 != 0 {
+        return; // another CPU has told more than this one knows of
+    }
     tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), event::EVENT_FLAG_CUT);
 }
 
 /// Tells, once, that a flow has ended, and counts what is left of it.
 #[inline(always)]
 fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
-    s.flow = *found;
+    settle(env, s, found);
     found.verdict = VERDICT_ENDED;
-    found.flushed_packets = s.flow.packets;
-    found.flushed_bytes = s.flow.bytes;
     tell_ended(env, hook, s);
 }
 
@@ -370,7 +375,7 @@ fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
 
 /// Judges `s.flow` again in its original direction; 0: it cannot be judged now and stays what it is.
 #[inline(never)]
-fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> u32 {
     s.peer = judge::peer(env, &s.key.remote);
     let ruling = judge::rule(
         env,
@@ -390,10 +395,8 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let changed = previous != ruling.decision;
     if changed {
         // What passed so far belongs to the old decision.
+        settle(env, s, found);
         tell::edge(env, s, 0);
-        s.flow.flushed_packets = s.flow.packets;
-        s.flow.flushed_bytes = s.flow.bytes;
-        s.flow.flushed_ns = s.now_ns;
     }
     s.flow.decision = ruling.decision;
     s.flow.verdict = ruling.verdict;
