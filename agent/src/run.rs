@@ -6,7 +6,9 @@ use crate::enforcer::Enforcer;
 use crate::metrics::Metrics;
 use crate::records::{Live, Made, Recorder};
 use anyhow::Context;
+use futures_util::StreamExt;
 use notify::Watcher;
+use rtnetlink::MulticastGroup;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ pub enum Question {
 pub enum Wake {
     /// Something in the manifests directory changed.
     Files,
+    /// An interface or a route came or went.
+    Interfaces,
     /// Somebody asks.
     Asked(Question, oneshot::Sender<Value>),
 }
@@ -78,6 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (wake, mut woken) = mpsc::channel::<Wake>(1024);
     let _watcher = watch(enforcer.directory.root(), wake.clone())?;
+    listen(wake.clone())?;
     admin::serve(&config, wake, live, Arc::clone(&metrics)).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -122,7 +127,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let mut look = first.is_none();
         if let Some(wake) = first {
             match wake {
-                Wake::Files => {
+                Wake::Files | Wake::Interfaces => {
                     tokio::time::sleep(SETTLE).await;
                     look = true;
                 }
@@ -131,7 +136,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         while let Ok(wake) = woken.try_recv() {
             match wake {
-                Wake::Files => look = true,
+                Wake::Files | Wake::Interfaces => look = true,
                 Wake::Asked(question, answer) => asked.push((question, answer)),
             }
         }
@@ -196,6 +201,20 @@ fn watch(root: &std::path::Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<not
         .watch(root, notify::RecursiveMode::Recursive)
         .with_context(|| format!("manifests directory {} cannot be watched", root.display()))?;
     Ok(watcher)
+}
+
+/// Hears of interfaces and routes as they come and go: a pod's new device is not to wait for the next look.
+fn listen(wake: mpsc::Sender<Wake>) -> anyhow::Result<()> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).context("no netlink socket")?;
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        while messages.next().await.is_some() {
+            // A full queue holds a wake-up already.
+            let _ = wake.try_send(Wake::Interfaces);
+        }
+    });
+    Ok(())
 }
 
 /// One agent per run directory; uninstalling, too, needs it for itself.
