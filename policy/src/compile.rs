@@ -35,8 +35,11 @@ pub struct Compiled {
 /// Rows compiled before, by the content that they depend on.
 #[derive(Debug, Default)]
 pub struct RowCache {
-    rows: HashMap<(PolicyNumber, Vec<usize>, Vec<(String, u8, u16)>), Arc<Row>>,
+    rows: HashMap<RowKey, Arc<Row>>,
 }
+
+/// Policy, the rules whose peers match (by position), and the named ports that they read.
+type RowKey = (PolicyNumber, Vec<usize>, Vec<(String, u8, u16)>);
 
 /// Compiles a world, whole.
 pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {

@@ -182,7 +182,7 @@ impl Store {
                 touched.extend(place::replace(&mut self.world.tiers, Some(&before), after));
             }
             (None, Some(Fact::Policy(after))) => {
-                touched.extend(place::replace(&mut self.world.tiers, None, Some(after)))
+                touched.extend(place::replace(&mut self.world.tiers, None, Some(after)));
             }
             (Some(Fact::Tier(_)), _) | (None, Some(Fact::Tier(_))) => touched = self.rearrange(),
             (before, after) => self.replace_object(key, before, after, &mut touched),

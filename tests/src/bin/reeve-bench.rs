@@ -52,13 +52,18 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut all = datapath()?;
     all.extend(engine()?);
-    all.retain(|one| arguments.names.is_empty() || arguments.names.iter().any(|name| one.measure.contains(name.as_str())));
+    all.retain(|one| {
+        arguments.names.is_empty() || arguments.names.iter().any(|name| one.measure.contains(name.as_str()))
+    });
     for mut one in all {
         one.rounds.sort_by(f64::total_cmp);
         let (median, least) = (one.rounds[one.rounds.len() / 2], one.rounds[0]);
         let most = one.rounds[one.rounds.len() - 1];
         if arguments.json {
-            println!("{}", json!({ "measure": one.measure, "value": median, "unit": one.unit, "least": least, "most": most }));
+            println!(
+                "{}",
+                json!({ "measure": one.measure, "value": median, "unit": one.unit, "least": least, "most": most })
+            );
         } else {
             println!("{:<44} {median:>10.2} {:<6} ({least:.2} to {most:.2})", one.measure, one.unit);
         }
@@ -86,7 +91,8 @@ fn datapath() -> anyhow::Result<Vec<Measured>> {
         ..EndpointValue::default()
     };
     kernel.set_endpoint(POD, endpoint)?;
-    let denies = PeerValue { decision: reeve_abi::ids::DecisionId(1 << 23), verdict: VERDICT_DENY, ..PeerValue::default() };
+    let denies =
+        PeerValue { decision: reeve_abi::ids::DecisionId(1 << 23), verdict: VERDICT_DENY, ..PeerValue::default() };
     kernel.peers().put(&PeerKey { policy, ..PeerKey::default() }, &denies)?;
     let ends = |source: [u8; 4], destination: [u8; 4]| Ends {
         source_mac: [2, 0, 0, 0, 0, 1],
@@ -97,9 +103,15 @@ fn datapath() -> anyhow::Result<Vec<Measured>> {
     let from_pod = ends(own, peer).udp(4000, 53, b"0123456789abcdef");
     let to_pod = ends(peer, own).udp(4001, 80, b"0123456789abcdef");
     let opened = kernel.run(Hook::FromPod, &from_pod, POD, 0)?;
-    anyhow::ensure!(opened.events.first().is_some_and(|e| u32::from(e.verdict) == VERDICT_ALLOW), "the flow is not allowed");
+    anyhow::ensure!(
+        opened.events.first().is_some_and(|e| u32::from(e.verdict) == VERDICT_ALLOW),
+        "the flow is not allowed"
+    );
     let denied = kernel.run(Hook::ToPod, &to_pod, POD, UNKNOWN)?;
-    anyhow::ensure!(denied.events.first().is_some_and(|e| u32::from(e.verdict) == VERDICT_DENY), "the packet is not denied");
+    anyhow::ensure!(
+        denied.events.first().is_some_and(|e| u32::from(e.verdict) == VERDICT_DENY),
+        "the packet is not denied"
+    );
     let (mut unit, mut established, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let base = kernel.measure(Hook::FromPod, &from_pod, UNKNOWN, 0, REPEAT)?;
