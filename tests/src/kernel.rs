@@ -165,6 +165,29 @@ impl Kernel {
         Ok(result.duration.as_secs_f64() * 1e9)
     }
 
+    /// Runs a program over one frame `repeat` times on each of several threads at once; what is told is thrown away.
+    pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
+        self.interface(ifindex)?;
+        let mut context = [0_u8; CONTEXT_BYTES];
+        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
+            anyhow::bail!("the object lacks {}", program_name(hook));
+        };
+        let run = || {
+            let options =
+                TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
+            program.test_run(options)
+        };
+        // New threads are in this thread's network namespace.
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic").map(drop))
+        })?;
+        self.take_events();
+        Ok(())
+    }
+
     /// Value of a counter of `reeve_abi::stats`, summed over the CPUs.
     pub fn stat(&self, stat: u32) -> anyhow::Result<u64> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;

@@ -328,6 +328,23 @@ fn edges_have_every_packet_by_verdict_and_decision() {
 }
 
 #[test]
+fn edges_stay_exact_while_cpus_flush_the_same_flow_at_once() {
+    const EACH: u32 = 100_000;
+    let Some(mut world) = closed() else { return };
+    world.allow_out(REMOTE);
+    world.kernel.config().put(&0, &Config { flush_ns: 0, ..Config::DEFAULT }).unwrap();
+    let frame = POD.to(REMOTE, false).udp(1, 2, b"four");
+    world.check_from_pod(&frame, Continue, Some((EVENT_OPENED, ALLOW_OUT)));
+    world.kernel.hammer(Hook::FromPod, &frame, world::POD_DEVICE, 4, EACH).unwrap();
+    let total = 4 * u64::from(EACH) + 1;
+    let flow = world.kernel.flows().all().unwrap()[0].1;
+    let edge = world.kernel.edges().all().unwrap()[0].1;
+    assert_eq!((flow.packets, flow.bytes), ([total, 0], [total * 32, 0]));
+    let unflushed = flow.packets[0] - flow.flushed_packets[0];
+    assert_eq!((edge.connections, edge.packets), (1, [total - unflushed, 0]));
+}
+
+#[test]
 fn a_frame_of_an_interface_without_endpoint_goes_on() {
     let Some(mut world) = closed() else { return };
     let frame = WORLD.to(POD, false).udp(1, 2, b"");
