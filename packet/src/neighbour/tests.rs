@@ -1,3 +1,5 @@
+//! ARP and neighbour discovery through the whole walk.
+
 use crate::env::Action::{self, Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, Ends, HOST, POD, REMOTE, UPLINK, WORLD, World, decided};
 use reeve_abi::decision;

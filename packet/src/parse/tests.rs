@@ -1,3 +1,5 @@
+//! Frames built by another implementation, whole, cut, patched and random.
+
 use super::*;
 use crate::host::{Ends, Host, with_vlan};
 use etherparse::IpNumber;

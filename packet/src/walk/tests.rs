@@ -1,3 +1,5 @@
+//! The walk over single frames on the host; each test says what must hold.
+
 mod counts;
 mod established;
 mod fragments;

@@ -1,3 +1,5 @@
+//! Counters, edges and how often denials are told: every packet once.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided, ports};
 use reeve_abi::decision;

@@ -1,3 +1,5 @@
+//! Flows from their first packet to their end.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, World, decided, event_kinds, ports};
 use reeve_abi::decision;

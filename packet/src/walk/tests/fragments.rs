@@ -1,3 +1,5 @@
+//! Fragments share the fate of the first one.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{Ends, POD, REMOTE, UPLINK, World, decided, event_kinds};
 use reeve_abi::config::SECOND_NS;

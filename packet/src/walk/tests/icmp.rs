@@ -1,3 +1,5 @@
+//! Pings, answers and errors.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{HOST, POD, REMOTE, UPLINK, WORLD, World, decided};
 use reeve_abi::config::SECOND_NS;

@@ -1,3 +1,5 @@
+//! Who a packet may come from: spoofed sources, the own node, contested addresses, unreadable state.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{
     CLIENT, CLIENT_DEVICE, HOST, POD, POD_DEVICE, REMOTE, UPLINK, WORLD, World, decided, event_kinds, with_vlan,

@@ -1,3 +1,5 @@
+//! Look-ups: address, network, class, row, ports.
+
 use crate::env::Action::{self, Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, Who, World, decided};
 use reeve_abi::decision;

@@ -1,3 +1,5 @@
+//! Flows under a policy, or an address, that changes.
+
 use crate::env::Action::{Continue, Drop};
 use crate::host::{POD, REMOTE, UPLINK, World, decided, event_kinds};
 use reeve_abi::address::OWNER_REMOTE_POD;
