@@ -37,7 +37,9 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         // SAFETY: `into` has N bytes; the helper copies from linear and paged parts alike, or fails whole.
-        unsafe { generated::bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0 }
+        unsafe {
+            generated::bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0
+        }
     }
     #[inline(always)]
     fn frame_bytes(&self) -> u32 {
@@ -164,7 +166,8 @@ impl Env for Kernel<'_> {
     fn add(&self, counter: *mut u64, amount: u64) {
         // SAFETY: the walk passes fields of map values that are valid for the run.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
-    }    #[inline(always)]
+    }
+    #[inline(always)]
     fn swap(&self, place: *mut u64, value: u64) -> u64 {
         // SAFETY: as for `add`.
         unsafe { atomic_xchg::<u64, { AtomicOrdering::Relaxed }>(place, value) }
