@@ -151,7 +151,9 @@ impl Enforcer {
         let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
         if self.adopt_first {
             let found = adopt::read(&self.loaded.maps)?;
-            ops = self.engine.adopt(&found.image);
+            let update = self.engine.resume(&found.image);
+            self.tell(update.entries)?;
+            ops = update.plan;
         }
         self.carry_out(&ops)?;
         self.adopt_first = false;
@@ -180,15 +182,20 @@ impl Enforcer {
         let begun = Instant::now();
         let update = self.engine.apply(changes);
         self.metrics.compiled(begun.elapsed());
-        let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
-        let fresh: Vec<DictionaryEntry> = update.entries.into_iter().filter(|entry| known.insert(entry)).collect();
-        drop(known);
         self.problems = update.problems;
-        // On disk before any map refers to it; what a full disk refuses is tried again with the next change.
-        self.unwritten.extend(fresh);
+        self.tell(update.entries)?;
+        Ok(update.plan)
+    }
+
+    /// Makes entries known: on disk before any map refers to them. What a full disk refuses is tried again with the
+    /// next change.
+    fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
+        let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
+        self.unwritten.extend(entries.into_iter().filter(|entry| known.insert(entry)));
+        drop(known);
         self.dictionary_file.append(&self.unwritten)?;
         self.unwritten.clear();
-        Ok(update.plan)
+        Ok(())
     }
 
     /// All problems: those of files and those of objects.

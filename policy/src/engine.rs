@@ -6,7 +6,8 @@ use crate::model::{Problem, World};
 use crate::plan::{Op, transition};
 use crate::provenance::{Dictionary, DictionaryEntry};
 use crate::store::{Change, Store};
-use reeve_abi::ids::Revision;
+use reeve_abi::ids::{IdentityId, Revision};
+use std::collections::BTreeMap;
 
 /// What a set of changes leads to.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +57,18 @@ impl Engine {
         self.stamp(&mut image);
         let steps = transition(&self.image, &image);
         let mut entries = compiled.entries;
-        for (id, stands_for) in steps.stand_ins {
+        self.name_stand_ins(steps.stand_ins, &mut entries);
+        entries.retain(|entry| self.dictionary.insert(entry));
+        let mut problems = self.store.problems();
+        problems.extend(compiled.problems);
+        let changed = !steps.ops.is_empty();
+        self.image = image;
+        Update { revision: self.revision, plan: steps.ops, entries, problems, changed }
+    }
+
+    /// Adds what each stand-in is: the identity that it stands for.
+    fn name_stand_ins(&self, stand_ins: BTreeMap<IdentityId, IdentityId>, entries: &mut Vec<DictionaryEntry>) {
+        for (id, stands_for) in stand_ins {
             let told = entries.iter().find_map(|entry| match entry {
                 DictionaryEntry::Identity { id, identity } if *id == stands_for => Some(identity.clone()),
                 _ => None,
@@ -65,12 +77,6 @@ impl Engine {
                 entries.push(DictionaryEntry::Identity { id, identity });
             }
         }
-        entries.retain(|entry| self.dictionary.insert(entry));
-        let mut problems = self.store.problems();
-        problems.extend(compiled.problems);
-        let changed = !steps.ops.is_empty();
-        self.image = image;
-        Update { revision: self.revision, plan: steps.ops, entries, problems, changed }
     }
 
     /// Gives each endpoint the revision that last changed what it is told about its peers.
@@ -92,9 +98,11 @@ impl Engine {
         for (id, endpoint) in &mut endpoints {
             let before = old.endpoints.get(id);
             let same = before.is_some_and(|b| b.policies == endpoint.policies && b.identity == endpoint.identity);
-            let told_otherwise = endpoint.policies.iter().filter(|policy| policy.0 != 0).any(|policy| {
-                moved.iter().any(|(from, to)| old.row(*policy, *from) != image.row(*policy, *to))
-            });
+            let told_otherwise = endpoint
+                .policies
+                .iter()
+                .filter(|policy| policy.0 != 0)
+                .any(|policy| moved.iter().any(|(from, to)| old.row(*policy, *from) != image.row(*policy, *to)));
             endpoint.revision = match before {
                 Some(before) if same && !reused && !told_otherwise => before.revision,
                 _ => now,
@@ -123,15 +131,22 @@ impl Engine {
         &self.dictionary
     }
 
-    /// The operations that bring what the kernel holds to the image of now. Endpoints that are judged as before keep
-    /// their revision, so that their flows are not judged again.
-    pub fn adopt(&mut self, kernel: &Image) -> Vec<Op> {
-        let mut image = std::mem::take(&mut self.image);
-        let fresh = std::mem::replace(&mut self.image, kernel.clone());
-        drop(fresh);
+    /// What brings the content of the kernel's maps to the image of now. Endpoints that are judged as before keep their
+    /// revision, so that their flows are not judged again. Its problems are those of the last [`Engine::apply`]: none here.
+    pub fn resume(&mut self, kernel: &Image) -> Update {
+        let mut image = std::mem::replace(&mut self.image, kernel.clone());
         self.stamp(&mut image);
-        let ops = transition(kernel, &image).ops;
+        let steps = transition(kernel, &image);
         self.image = image;
-        ops
+        let mut entries = Vec::new();
+        self.name_stand_ins(steps.stand_ins, &mut entries);
+        entries.retain(|entry| self.dictionary.insert(entry));
+        let changed = !steps.ops.is_empty();
+        Update { revision: self.revision, plan: steps.ops, entries, problems: Vec::new(), changed }
+    }
+
+    /// The operations of [`Engine::resume`], for those who name nothing.
+    pub fn adopt(&mut self, kernel: &Image) -> Vec<Op> {
+        self.resume(kernel).plan
     }
 }
