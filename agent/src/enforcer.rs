@@ -14,6 +14,7 @@ use anyhow::Context;
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::engine::Engine;
+use reeve_policy::image::EndpointImage;
 use reeve_policy::model::{Level, Problem};
 use reeve_policy::plan::Op;
 use reeve_policy::provenance::{Dictionary, DictionaryEntry};
@@ -116,12 +117,11 @@ impl Enforcer {
         let begun = Instant::now();
         let mut reasons = Vec::new();
         if let Err(error) = self.try_step(begun, &mut reasons).await {
-            tracing::error!(error = format!("{error:#}"), "the kernel could not be brought up to date");
             reasons.push(format!("{error:#}"));
             self.adopt_first = true;
         }
         if reasons != self.reasons {
-            tracing::info!(reasons = reasons.join("; "), "readiness changed");
+            tracing::warn!(reasons = reasons.join("; "), "readiness changed");
             self.reasons = reasons;
         }
         self.metrics.observe(self);
@@ -157,7 +157,7 @@ impl Enforcer {
         }
         self.carry_out(&ops)?;
         self.adopt_first = false;
-        self.find_interfaces().await?;
+        self.find_interfaces(reasons).await?;
         if self.is_resolving() {
             reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
         }
@@ -226,8 +226,9 @@ impl Enforcer {
         reconcile::apply(&self.loaded.maps, ops, &self.interfaces)
     }
 
-    /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished.
-    async fn find_interfaces(&mut self) -> anyhow::Result<()> {
+    /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished. What fails
+    /// for one endpoint is a reason not to be ready and keeps no other from being enforced.
+    async fn find_interfaces(&mut self, reasons: &mut Vec<String>) -> anyhow::Result<()> {
         let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
         for (ifindex, _) in self.loaded.maps.endpoints.read()? {
             if !links.contains(ifindex) {
@@ -240,45 +241,60 @@ impl Enforcer {
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         for (workload, image) in endpoints {
-            let addresses = [image.address_v4, image.address_v6];
-            let addresses: Vec<IpAddr> = addresses.iter().filter(|a| a.0 != [0; 16]).map(|a| unmapped(a.0)).collect();
-            let mut place = Place::Nowhere;
-            for address in addresses {
-                place = discover::find(&self.handle, &links, address).await?;
-                if matches!(place, Place::Device(_)) {
-                    break;
+            if let Err(error) = self.find_interface(&links, workload, &image).await {
+                reasons.push(format!("endpoint {workload}: {error:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_interface(
+        &mut self,
+        links: &Links,
+        workload: WorkloadId,
+        image: &EndpointImage,
+    ) -> anyhow::Result<()> {
+        let mut place = Place::Nowhere;
+        for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
+            place = discover::find(&self.handle, links, unmapped(address.0)).await?;
+            if matches!(place, Place::Device(_)) {
+                break;
+            }
+        }
+        let Place::Device(device) = place else {
+            // One that was found before keeps its place: a route may be gone for a moment.
+            if !self.interfaces.contains_key(&workload) {
+                self.waiting.insert(workload);
+                if matches!(place, Place::Resolving { .. }) {
+                    *self.resolving.entry(workload).or_default() += 1;
                 }
             }
-            let Place::Device(device) = place else {
-                // One that was found before keeps its place: a route may be gone for a moment.
-                if !self.interfaces.contains_key(&workload) {
-                    self.waiting.insert(workload);
-                    if matches!(place, Place::Resolving { .. }) {
-                        *self.resolving.entry(workload).or_default() += 1;
-                    }
-                }
-                continue;
-            };
-            self.waiting.remove(&workload);
-            self.resolving.remove(&workload);
-            let known = self.interfaces.get(&workload);
-            if known == Some(&device) && self.attachments.is_attached(device.ifindex) {
-                continue;
+            return Ok(());
+        };
+        self.waiting.remove(&workload);
+        self.resolving.remove(&workload);
+        let known = self.interfaces.get(&workload);
+        if known == Some(&device) && self.attachments.is_attached(device.ifindex) {
+            return Ok(());
+        }
+        let moved = known.filter(|known| known.ifindex != device.ifindex).cloned();
+        // A device is one pod's: whose address is behind it now, not who was found there before.
+        self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
+        self.interfaces.insert(workload, device.clone());
+        for (address, value) in &self.engine.image().addresses {
+            if value.workload == workload {
+                self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
-            let row = reconcile::endpoint_row(workload, &image, device.ifindex);
-            let moved = known.filter(|known| known.ifindex != device.ifindex).cloned();
-            self.interfaces.insert(workload, device.clone());
-            for (address, value) in &self.engine.image().addresses {
-                if value.workload == workload {
-                    self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
-                }
-            }
-            self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
-            self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
-            tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
-            if let Some(old) = moved {
-                self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
-            }
+        }
+        let row = reconcile::endpoint_row(workload, image, device.ifindex);
+        self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+        self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+        tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
+        // The device that it left is closed, unless it is another pod's already.
+        if let Some(old) = moved
+            && !self.interfaces.values().any(|other| other.ifindex == old.ifindex)
+        {
+            self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! Where the facts of a question come from: a directory of manifests, or what an agent knows now.
 
 use crate::manifests;
-use crate::output::{counted, to_stderr};
+use crate::output::to_stderr;
 use crate::problems;
 use crate::socket::{Agent, SocketArgs, SocketError};
 use anyhow::bail;
-use reeve_policy::model::Problem;
+use reeve_policy::model::{self, Level, Problem};
 use reeve_policy::store::{Change, Object, Store};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -46,8 +46,10 @@ impl FactsArgs {
         };
         problems.extend(store.problems());
         if !problems.is_empty() {
-            to_stderr(&format!("note: {} in these facts:", counted(problems.len(), "problem", "problems")));
-            problems.iter().for_each(|problem| to_stderr(&format!("  {}", problems::line(problem))));
+            to_stderr(&format!("note: {} in these facts", problems::summary(&problems)));
+        }
+        for warning in problems.iter().filter(|problem| problem.level == Level::Warning) {
+            to_stderr(&format!("  {}", problems::line(warning)));
         }
         Ok(store)
     }
@@ -64,11 +66,18 @@ fn of_directory(directory: &Path, node: &str) -> anyhow::Result<(Store, Vec<Prob
     for object in found.objects {
         store.apply(Change::Apply(object));
     }
-    if !node.is_empty() && !store.world().nodes.contains_key(node) {
-        let known: Vec<&str> = store.world().nodes.keys().map(String::as_str).collect();
+    let known: BTreeSet<&str> = nodes(store.world()).collect();
+    if !node.is_empty() && !known.contains(node) {
+        let known: Vec<&str> = known.into_iter().collect();
         bail!("--node {node:?}: there is no such node in {}; {}", directory.display(), known_names("nodes", &known));
     }
     Ok((store, found.duplicates))
+}
+
+/// Nodes that have an object or a pod.
+fn nodes(world: &model::World) -> impl Iterator<Item = &str> {
+    let of_pods = world.workloads.values().map(|pod| pod.node.as_str()).filter(|node| !node.is_empty());
+    world.nodes.keys().map(String::as_str).chain(of_pods)
 }
 
 fn of_agent(agent: &Agent) -> Result<Store, SocketError> {

@@ -46,7 +46,7 @@ pub(crate) fn answer(problems: &[Problem], least: Level) -> Answer {
 
 /// A problem on one line.
 pub(crate) fn line(problem: &Problem) -> String {
-    format!("{} {}: {}; {}", level(problem.level), place(problem), problem.what, problem.effect)
+    plain(&format!("{} {}: {}; {}", level(problem.level), place(problem), problem.what, problem.effect))
 }
 
 /// A problem on several lines, with where its object stands if that is known.
@@ -54,7 +54,8 @@ pub(crate) fn paragraph(problem: &Problem, origin: Option<&str>, colour: Colour)
     let answer = if problem.level == Level::Warning { Answer::No } else { Answer::Yes };
     let level = painted(colour, answer, &format!("{:<7}", level(problem.level)));
     let origin = origin.map(|origin| format!("  ({origin})")).unwrap_or_default();
-    format!("{level}  {}{origin}\n         {}\n         effect: {}\n\n", place(problem), problem.what, problem.effect)
+    let (place, what, effect) = (plain(&place(problem)), plain(&problem.what), plain(&problem.effect));
+    format!("{level}  {place}{origin}\n         {what}\n         effect: {effect}\n\n")
 }
 
 /// `2 warnings, 1 note`.
@@ -78,6 +79,12 @@ fn level(level: Level) -> &'static str {
     }
 }
 
+/// Whoever wrote a manifest does not get to write to the terminal: line ends and the like are shown escaped.
+fn plain(text: &str) -> String {
+    let escaped = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(escaped).collect()
+}
+
 /// Object, field and value, as far as they are there.
 fn place(problem: &Problem) -> String {
     let Problem { object, field, value, .. } = problem;
@@ -86,5 +93,27 @@ fn place(problem: &Problem) -> String {
         (true, false) => format!("{object} {value}"),
         (false, true) => format!("{object} {field}"),
         (false, false) => format!("{object} {field}: {value}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_cannot_write_to_the_terminal() {
+        let problem = Problem {
+            level: Level::Note,
+            object: "Pod/shop/wéb".to_owned(),
+            field: "spec.x".to_owned(),
+            value: "a\n\u{1b}[2Jb".to_owned(),
+            what: "must be text".to_owned(),
+            effect: "ignored".to_owned(),
+        };
+        assert_eq!(line(&problem), "note Pod/shop/wéb spec.x: a\\n\\u{1b}[2Jb: must be text; ignored");
+        let text = paragraph(&problem, Some("p.yaml, document 1"), Colour::Never);
+        let want = "note     Pod/shop/wéb spec.x: a\\n\\u{1b}[2Jb  (p.yaml, document 1)\n         must be text\n         \
+            effect: ignored\n\n";
+        assert_eq!(text, want);
     }
 }

@@ -24,7 +24,10 @@ pub(crate) struct SocketArgs {
 impl SocketArgs {
     /// The agent.
     pub(crate) fn agent(&self) -> Agent {
-        let named = self.socket.clone().or_else(|| std::env::var_os("REEVE_SOCKET").map(PathBuf::from));
+        let named = self
+            .socket
+            .clone()
+            .or_else(|| std::env::var_os("REEVE_SOCKET").filter(|named| !named.is_empty()).map(PathBuf::from));
         Agent { socket: named.unwrap_or_else(|| PathBuf::from(DEFAULT)) }
     }
 }

@@ -223,9 +223,36 @@ fn problems_in_the_facts_are_told_beside_the_answer() {
     let directory = cluster.path().to_str().expect("text");
     let told = reeve(&["explain", "shop/web", "10.9.9.9:80/TCP", "--manifests", directory]);
     let err = "\
-note: 1 problem in these facts:
+note: 1 warning in these facts
   warning Pod/shop/web metadata.name: web: the object is in pods.yaml, document 4 and again in zz.yaml, document 1; \
 the one in pods.yaml, document 4 holds
 ";
     assert_eq!((told.err.as_str(), told.code), (err, 0));
+}
+
+#[test]
+fn pods_without_addresses_of_their_own_and_nodes_nobody_knows_are_named() {
+    let cluster = cluster();
+    let pod = |name: &str, rest: &str| {
+        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: kube-system}}, {rest}}}");
+        write(cluster.path(), &format!("{name}.yaml"), &text);
+    };
+    pod("proxy", "spec: {nodeName: node-1, hostNetwork: true}, status: {podIPs: [{ip: 192.168.0.1}]}");
+    pod("job", "spec: {nodeName: node-1}, status: {phase: Succeeded, podIPs: [{ip: 10.0.0.9}]}");
+    pod("new", "status: {phase: Pending}");
+    let directory = cluster.path().to_str().expect("text");
+    let check = |source: &str, node: &str, error: &str| {
+        let told = reeve(&["explain", source, "10.0.0.2:5432/TCP", "--manifests", directory, "--node", node]);
+        let err = told.err.replace(directory, "DIR");
+        assert_eq!((err.lines().find(|line| line.starts_with("error")), told.code), (Some(error), 2), "{err}");
+    };
+    check(
+        "kube-system/proxy",
+        "node-1",
+        "error: SRC: pod kube-system/proxy uses the network of its node \"node-1\", whose addresses are 192.168.0.1: \
+         ask for one of those",
+    );
+    check("kube-system/job", "node-1", "error: SRC: pod kube-system/job has ended and has no address");
+    check("kube-system/new", "node-1", "error: SRC: pod kube-system/new has no address yet");
+    check("shop/web", "node-7", "error: --node \"node-7\": there is no such node in DIR; known nodes: node-1");
 }

@@ -90,7 +90,7 @@ mod tests {
             peer_identity: IDENTITY_WORLD,
             decision: NO_POLICY_SELECTS,
             revision: Revision(4),
-            service: 6 << 16 | 443,
+            service: (6 << 16) + 443,
             kind: 1 | 1 << 8 | bank << 16,
             ..EdgeKey::default()
         };

@@ -159,7 +159,8 @@ fn rows_of(
     cache: &mut RowCache,
     out: &mut Compiled,
 ) {
-    let peers: BTreeSet<&Peer> = live.values().flat_map(Applied::rules).flat_map(|rule| rule.peers.iter().flatten()).collect();
+    let peers: BTreeSet<&Peer> =
+        live.values().flat_map(Applied::rules).flat_map(|rule| rule.peers.iter().flatten()).collect();
     let names: BTreeSet<&str> = live
         .values()
         .flat_map(Applied::rules)
@@ -203,7 +204,9 @@ fn rows_of(
             let rules: Vec<usize> = all
                 .iter()
                 .enumerate()
-                .filter(|(_, rule)| rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|peer| matched.contains(peer))))
+                .filter(|(_, rule)| {
+                    rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|peer| matched.contains(peer)))
+                })
                 .map(|(at, _)| at)
                 .collect();
             let ports = if reads_names { &identity.ports } else { &BTreeSet::new() };

@@ -78,7 +78,10 @@ impl Reads {
             kind: IdentityKind::Pod,
             namespace: Some(workload.namespace.clone()),
             labels: only(&workload.selector_labels(), &self.pod),
-            namespace_labels: world.namespaces.get(&workload.namespace).map_or_else(Labels::new, |l| only(l, &self.namespace)),
+            namespace_labels: world
+                .namespaces
+                .get(&workload.namespace)
+                .map_or_else(Labels::new, |l| only(l, &self.namespace)),
             service_account: (!self.service_account_names.is_empty()).then(|| workload.service_account.clone()),
             service_account_labels: world
                 .service_accounts
@@ -191,7 +194,9 @@ impl Identity {
             && match &selector.service_account {
                 ServiceAccountMatch::Any => true,
                 ServiceAccountMatch::Selected { names, labels } => {
-                    names.as_ref().is_none_or(|names| self.service_account.as_ref().is_some_and(|name| names.contains(name)))
+                    names
+                        .as_ref()
+                        .is_none_or(|names| self.service_account.as_ref().is_some_and(|name| names.contains(name)))
                         && selects(labels, &self.service_account_labels)
                 }
             }

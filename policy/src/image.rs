@@ -97,7 +97,9 @@ impl Image {
         // From one length in use to the next shorter one.
         while let Some((longest, _)) = self.networks.range(..=last(bits)).next_back() {
             let length = longest.prefix_bits;
-            if let Some(value) = self.networks.get(&NetworkKey { prefix_bits: length, address: truncate(address, length) }) {
+            if let Some(value) =
+                self.networks.get(&NetworkKey { prefix_bits: length, address: truncate(address, length) })
+            {
                 return value.identity;
             }
             match length.checked_sub(1) {
@@ -115,9 +117,7 @@ impl Image {
 
     /// The row that holds for a policy and a class.
     pub fn row(&self, policy: PolicyNumber, class: ClassId) -> Option<&PeerValue> {
-        self.peers
-            .get(&PeerKey { policy, class })
-            .or_else(|| self.peers.get(&PeerKey { policy, class: ClassId(0) }))
+        self.peers.get(&PeerKey { policy, class }).or_else(|| self.peers.get(&PeerKey { policy, class: ClassId(0) }))
     }
 
     fn judge(&self, policy: PolicyNumber, class: ClassId, protocol: u8, port: u16) -> DecisionId {
@@ -130,7 +130,8 @@ impl Image {
             return value.decision;
         }
         if row.flags & PEER_RANGES != 0 {
-            let found = (0..=16_u32).rev().find_map(|bits| self.ranges.get(&range_key(row.table.0, protocol, port, bits)));
+            let found =
+                (0..=16_u32).rev().find_map(|bits| self.ranges.get(&range_key(row.table.0, protocol, port, bits)));
             if let Some(value) = found {
                 return value.decision;
             }

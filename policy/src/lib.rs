@@ -2,15 +2,15 @@
 //!
 //! Invariant: no IO, no clock, no kernel; the same facts give the same image, whatever the order they came in.
 
-mod lower;
-pub mod manifest;
 pub mod compile;
 pub mod engine;
 pub mod identity;
 pub mod image;
+mod lower;
+pub mod manifest;
 pub mod model;
+pub mod oracle;
 pub mod plan;
 pub mod provenance;
-pub mod oracle;
 pub mod selector;
 pub mod store;

@@ -60,7 +60,8 @@ fn yaml_documents(text: &str) -> Result<Vec<Tree>, Fault> {
     let mut trees = Vec::new();
     for document in serde_norway::Deserializer::from_str(text) {
         // The error's text says line and column in the whole file.
-        let tree = Tree::deserialize(document).map_err(|error| Fault { document: trees.len() + 1, what: error.to_string() })?;
+        let tree = Tree::deserialize(document)
+            .map_err(|error| Fault { document: trees.len() + 1, what: error.to_string() })?;
         trees.push(tree);
     }
     Ok(trees)
@@ -121,7 +122,8 @@ mod tests {
     #[track_caller]
     fn read(text: &str, want: &[(Value, &str)]) {
         let found = parse(text, "pods.yaml").expect("it can be read");
-        let want: Vec<Object> = want.iter().map(|(value, origin)| Object { value: value.clone(), origin: (*origin).to_owned() }).collect();
+        let want: Vec<Object> =
+            want.iter().map(|(value, origin)| Object { value: value.clone(), origin: (*origin).to_owned() }).collect();
         assert_eq!(found, want);
     }
 
@@ -136,7 +138,8 @@ mod tests {
     fn documents_are_numbered_and_empty_ones_skipped() {
         read("", &[]);
         read("# only words\n---\n", &[]);
-        let (a, b) = (json!({"kind": "A", "n": 1, "labels": {"1": "x", "true": "y"}}), json!({"kind": "B", "f": 0.5, "i": -3}));
+        let (a, b) =
+            (json!({"kind": "A", "n": 1, "labels": {"1": "x", "true": "y"}}), json!({"kind": "B", "f": 0.5, "i": -3}));
         read(
             "kind: A\nn: 1\nlabels: {1: x, true: y}\n---\n---\nkind: B\nf: 0.5\ni: -3\n",
             &[(a, "pods.yaml, document 1"), (b, "pods.yaml, document 3")],
@@ -146,8 +149,14 @@ mod tests {
     #[test]
     fn lists_are_flattened_and_json_may_be_indented_with_tabs() {
         let one = "pods.yaml, document 1";
-        read("kind: List\napiVersion: v1\nitems: [{kind: A}, {kind: B}]", &[(json!({"kind": "A"}), one), (json!({"kind": "B"}), one)]);
-        read("{\n\t\"kind\": \"A\"\n}\n{\"kind\": \"B\"}", &[(json!({"kind": "A"}), one), (json!({"kind": "B"}), "pods.yaml, document 2")]);
+        read(
+            "kind: List\napiVersion: v1\nitems: [{kind: A}, {kind: B}]",
+            &[(json!({"kind": "A"}), one), (json!({"kind": "B"}), one)],
+        );
+        read(
+            "{\n\t\"kind\": \"A\"\n}\n{\"kind\": \"B\"}",
+            &[(json!({"kind": "A"}), one), (json!({"kind": "B"}), "pods.yaml, document 2")],
+        );
         read("{kind: A}", &[(json!({"kind": "A"}), one)]);
     }
 
@@ -156,7 +165,12 @@ mod tests {
         refused("kind: A\n---\nkind: [", "a/p.yaml", "document 2", "line 4 column 1");
         refused("kind: A\nkind: B\n", "p.yaml", "document 1", "duplicate entry with key \"kind\"");
         refused("spec: {1: a, '1': b}", "p.yaml", "document 1", "duplicate entry with key \"1\"");
-        refused("{\"kind\": \"A\",\n \"kind\": \"B\"}", "p.json", "document 1", "duplicate entry with key \"kind\" at line 2");
+        refused(
+            "{\"kind\": \"A\",\n \"kind\": \"B\"}",
+            "p.json",
+            "document 1",
+            "duplicate entry with key \"kind\" at line 2",
+        );
         refused("{\"kind\": \"A\"", "p.json", "document 1", "line 1 column 12");
         refused("spec: !!float .inf", "p.yaml", "document 1", "no JSON form");
         refused("spec: !Custom 3", "p.yaml", "document 1", "tag");

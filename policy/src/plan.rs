@@ -7,8 +7,8 @@
 mod middle;
 
 use crate::image::{EndpointImage, Image};
-use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use middle::Middle;
+use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::ids::{IdentityId, WorkloadId};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,9 @@
 
 use crate::model::{Decider, Decision, DefaultDecider, Labels, Verdict};
 use ipnet::IpNet;
-use reeve_abi::ids::{DecisionId, FIRST_HASHED, IDENTITY_CONTESTED, IDENTITY_HOST, IDENTITY_WORLD, IdentityId, WorkloadId};
+use reeve_abi::ids::{
+    DecisionId, FIRST_HASHED, IDENTITY_CONTESTED, IDENTITY_HOST, IDENTITY_WORLD, IdentityId, WorkloadId,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
@@ -141,7 +143,8 @@ fn fixed_id(default: DefaultDecider) -> Option<DecisionId> {
 
 fn fixed_decision(id: DecisionId) -> Option<Decision> {
     let (_, name) = reeve_abi::decision::FIXED.iter().find(|(fixed, _)| *fixed == id)?;
-    let default = serde_json::from_value(serde_json::Value::from(*name)).expect("the labels are the same in abi and model");
+    let default =
+        serde_json::from_value(serde_json::Value::from(*name)).expect("the labels are the same in abi and model");
     let verdict = if id < reeve_abi::decision::MALFORMED_PACKET { Verdict::Allow } else { Verdict::Deny };
     Some(Decision::bare(verdict, default))
 }

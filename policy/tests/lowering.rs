@@ -1,4 +1,5 @@
 //! Bad input: each fault is named by field and value, and what it touches is closed, never wider.
+#![allow(clippy::needless_pass_by_value, reason = "rows of data are made where they are passed")]
 
 use reeve_policy::model::{Action, DefaultDecider, Peers, Policy, Problem, Rules};
 use reeve_policy::store::{Change, Object, Store};

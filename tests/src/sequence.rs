@@ -25,7 +25,9 @@ impl Sequence {
             let change = rng.choice(&others).cloned().expect("worlds have objects");
             let change = match rng.u8(..20) {
                 0..13 => change,
-                13..18 => Change::Delete(key(rng.choice(&changes).and_then(object).or(object(&change)).expect("an object"))),
+                13..18 => {
+                    Change::Delete(key(rng.choice(&changes).and_then(object).or(object(&change)).expect("an object")))
+                }
                 _ => Change::LocalAddresses(local_addresses(&mut rng)),
             };
             changes.push(change);

@@ -42,7 +42,9 @@ impl RandomWorld {
         let mut objects = Vec::new();
         for name in NAMESPACES {
             let labels = json!({ "kubernetes.io/metadata.name": name, "team": pick(&mut rng, &["a", "b"]) });
-            objects.push(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }));
+            objects.push(
+                json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }),
+            );
         }
         for (name, address, v6) in [(NODE, NODES[0], NODES[2]), ("node-2", NODES[1], NODES[3])] {
             let addresses = [address, v6].map(|address| json!({ "type": "InternalIP", "address": address }));
@@ -126,7 +128,8 @@ pub(crate) fn chance(rng: &mut Rng, percent: u8) -> bool {
 
 fn pod(rng: &mut Rng, number: u8) -> Value {
     let mut labels = serde_json::Map::new();
-    for (key, values) in [("app", &["web", "db", "api"][..]), ("tier", &["front", "back"]), ("PCI", &["true", "false"])] {
+    for (key, values) in [("app", &["web", "db", "api"][..]), ("tier", &["front", "back"]), ("PCI", &["true", "false"])]
+    {
         if chance(rng, 70) {
             labels.insert(key.to_owned(), json!(pick(rng, values)));
         }
@@ -142,8 +145,7 @@ fn pod(rng: &mut Rng, number: u8) -> Value {
         { "name": "dns", "containerPort": 53, "protocol": "UDP" }
     ]);
     let namespace = pick(rng, &NAMESPACES);
-    let mut metadata =
-        json!({ "name": format!("pod-{number}"), "namespace": namespace, "uid": format!("uid-{number}"), "labels": labels });
+    let mut metadata = json!({ "name": format!("pod-{number}"), "namespace": namespace, "uid": format!("uid-{number}"), "labels": labels });
     if chance(rng, 4) {
         metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     }

@@ -20,7 +20,8 @@ fn check(arguments: &[&str], ends_well: bool, said: &[&str]) {
     }
 }
 
-const STORY: &[&str] = &["GlobalNetworkPolicy pci-isolation", "NetworkPolicy shop/web-readers", "agree in all of them", "re-judged"];
+const STORY: &[&str] =
+    &["GlobalNetworkPolicy pci-isolation", "NetworkPolicy shop/web-readers", "agree in all of them", "re-judged"];
 
 #[test]
 fn the_demo_is_green_with_routed_pods() {

@@ -1,6 +1,7 @@
 //! All judges on random worlds: the same verdict and the same decision, for each flow at each end.
 //!
 //! `REEVE_WORLDS` is the number of worlds (default 1000), `REEVE_SEED` the seed of the first one (default: random, printed).
+#![allow(clippy::cast_precision_loss, reason = "counts of flows, shown in percent")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

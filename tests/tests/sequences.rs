@@ -1,6 +1,7 @@
 //! Histories end in the image of their last facts, however they were told; and no plan shows a half-done change.
 //!
 //! `REEVE_SEQUENCES` is the number of histories (default 100), `REEVE_SEED` the seed of the first (default: random, printed).
+#![allow(clippy::format_collect, reason = "a failure's text may be slow")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +20,8 @@ use reeve_tests::worlds::{NODE, NODES, OUTSIDE};
 const STEPS: usize = 25;
 
 fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
-    std::env::var(name).map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
+    std::env::var(name)
+        .map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
 fn each_sequence(check: impl Fn(&str, &Sequence, &mut Rng)) {
@@ -72,7 +74,8 @@ fn every_telling_of_a_history_ends_in_the_same_image() {
     each_sequence(|name, sequence, rng| {
         let last = sequence.last_words();
         let reversed: Vec<Change> = last.iter().rev().cloned().collect();
-        let doubled: Vec<Change> = sequence.changes.iter().flat_map(|change| [change.clone(), change.clone()]).collect();
+        let doubled: Vec<Change> =
+            sequence.changes.iter().flat_map(|change| [change.clone(), change.clone()]).collect();
         let mut fresh = Node::told([last.clone()]);
         let middle = rng.usize(..sequence.changes.len());
         let (before, after) = sequence.changes.split_at(middle);
@@ -126,13 +129,15 @@ impl Questions {
     fn of(old: &Image, new: &Image) -> Self {
         let subjects: BTreeSet<WorkloadId> = old.endpoints.keys().chain(new.endpoints.keys()).copied().collect();
         let others = OUTSIDE.iter().chain(&NODES).map(|text| mapped(text.parse().expect("an address")));
-        let peers: BTreeSet<Address> = old.addresses.keys().chain(new.addresses.keys()).copied().chain(others).collect();
+        let peers: BTreeSet<Address> =
+            old.addresses.keys().chain(new.addresses.keys()).copied().chain(others).collect();
         Self { subjects: subjects.into_iter().collect(), peers: peers.into_iter().collect() }
     }
 
     fn pick(&self, rng: &mut Rng) -> Option<Question> {
         let peer = *rng.choice(&self.peers)?;
-        let (protocol, port) = *rng.choice(&[(6, 80), (6, 8080), (6, 8050), (6, 443), (17, 53), (1, 8 << 8), (47, 0)])?;
+        let (protocol, port) =
+            *rng.choice(&[(6, 80), (6, 8080), (6, 8050), (6, 443), (17, 53), (1, 8 << 8), (47, 0)])?;
         Some(Question {
             subject: *rng.choice(&self.subjects)?,
             direction: *rng.choice(&[Direction::Ingress, Direction::Egress])?,

@@ -3,7 +3,8 @@
 use super::subject::{Applied, AppliedRule, AppliedRules, content_number, named_resolved};
 use crate::image::range_key;
 use crate::model::{
-    Action, Decider, Decision, DefaultDecider, Outcome, PortMatch, RuleRef, Step, TierDefault, Traffic, TrafficMatch, Verdict,
+    Action, Decider, Decision, DefaultDecider, Outcome, PortMatch, RuleRef, Step, TierDefault, Traffic, TrafficMatch,
+    Verdict,
 };
 use crate::provenance::Identity;
 use reeve_abi::ids::{DecisionId, TableId};
@@ -51,7 +52,8 @@ pub(crate) fn verdict_number(verdict: Verdict) -> u32 {
 
 /// A row that says the same for every port.
 pub(crate) fn single(decision: Decision) -> Row {
-    let value = PeerValue { decision: decision.id(), table: TableId(0), verdict: verdict_number(decision.verdict), flags: 0 };
+    let value =
+        PeerValue { decision: decision.id(), table: TableId(0), verdict: verdict_number(decision.verdict), flags: 0 };
     Row { value, decisions: vec![Arc::new(decision)], ..Row::default() }
 }
 
@@ -59,7 +61,8 @@ pub(crate) fn single(decision: Decision) -> Row {
 /// `peer` has the ports that names stand for.
 pub(crate) fn compile(applied: &Applied, rules: &[usize], peer: &Identity) -> Row {
     let all: Vec<&AppliedRule> = applied.rules().collect();
-    let traffic: BTreeMap<usize, Traffic> = rules.iter().map(|at| (*at, named_resolved(&all[*at].traffic, peer))).collect();
+    let traffic: BTreeMap<usize, Traffic> =
+        rules.iter().map(|at| (*at, named_resolved(&all[*at].traffic, peer))).collect();
     let mut judge = Judge { applied, traffic: &traffic, seen: HashMap::new(), decisions: BTreeMap::new() };
 
     let base = judge.at(None, 0);
@@ -93,7 +96,8 @@ pub(crate) fn compile(applied: &Applied, rules: &[usize], peer: &Identity) -> Ro
         return row;
     }
     // Tables with the same content share a number; where the row's own decision holds, no table row stands.
-    let content: Vec<_> = tables.iter().map(|(p, (most, spans))| (*p, (*most != base).then_some(*most), spans)).collect();
+    let content: Vec<_> =
+        tables.iter().map(|(p, (most, spans))| (*p, (*most != base).then_some(*most), spans)).collect();
     let table = TableId(content_number("table", &content));
     row.value.table = table;
     row.value.flags = PEER_TABLE;
@@ -229,7 +233,9 @@ fn decide(applied: &Applied, matching: &BTreeSet<usize>) -> Decision {
                 AppliedRules::List(list) => {
                     let from = position;
                     position += list.len();
-                    Says::Rules(list.iter().zip(from..).filter(|(_, at)| matching.contains(at)).map(|(rule, _)| rule).collect())
+                    Says::Rules(
+                        list.iter().zip(from..).filter(|(_, at)| matching.contains(at)).map(|(rule, _)| rule).collect(),
+                    )
                 }
             })
             .collect();

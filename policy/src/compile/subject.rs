@@ -1,8 +1,8 @@
 //! The rules that apply to one endpoint in one direction and family, as content that can be numbered.
 
 use crate::model::{
-    Action, DefaultDecider, Direction, Family, Peer, Peers, PolicyRef, PortMatch, Rules, TierDefault, Traffic, TrafficMatch,
-    World,
+    Action, DefaultDecider, Direction, Family, Peer, Peers, PolicyRef, PortMatch, Rules, TierDefault, Traffic,
+    TrafficMatch, World,
 };
 use crate::provenance::{Identity, number};
 use reeve_abi::ids::PolicyNumber;

@@ -102,7 +102,8 @@ impl<'a> Middle<'a> {
             return values;
         }
         for (id, pair) in &self.pairs {
-            let class = if pair.0 == pair.1 { pair.0 } else { ClassId(self.fresh("transition", &[pair.0.0, pair.1.0])) };
+            let class =
+                if pair.0 == pair.1 { pair.0 } else { ClassId(self.fresh("transition", &[pair.0.0, pair.1.0])) };
             if pair.0 != pair.1 {
                 self.classes.insert(class, *pair);
             }

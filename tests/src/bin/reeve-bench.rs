@@ -137,7 +137,7 @@ fn object(value: Value) -> Change {
 
 fn pod(number: u32, app: u32) -> Change {
     // Every hundredth pod is an endpoint of this node.
-    let node = if number % 100 == 0 { "node-1" } else { "node-2" };
+    let node = if number.is_multiple_of(100) { "node-1" } else { "node-2" };
     object(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": format!("pod-{number}"), "namespace": format!("ns-{}", number % 50), "uid": format!("uid-{number}"),

@@ -8,6 +8,7 @@ use reeve_tests::lab::Mode;
 
 /// Watch real traffic between pods being allowed and denied by name.
 #[derive(Parser)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own on the command line")]
 #[command(name = "cargo xtask demo")]
 struct Arguments {
     /// Leave everything running and print the commands to look around with.

@@ -54,7 +54,8 @@ impl InKernel {
         anyhow::ensure!(matches!(event.kind, EVENT_OPENED | EVENT_DENIED), "neither opened nor denied: {event:?}");
         anyhow::ensure!(event.workload == workload, "another workload is named: {event:?}");
         let decision = engine.dictionary().get_decision(event.decision);
-        let decision = decision.ok_or_else(|| anyhow::anyhow!("decision {} is not in the dictionary", event.decision))?;
+        let decision =
+            decision.ok_or_else(|| anyhow::anyhow!("decision {} is not in the dictionary", event.decision))?;
         let passed = outcome.action == Action::Continue;
         anyhow::ensure!(
             passed == (decision.verdict == Verdict::Allow) && passed == (event.kind == EVENT_OPENED),

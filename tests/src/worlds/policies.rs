@@ -13,7 +13,9 @@ pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
         if chance(rng, 60) {
             spec["defaultAction"] = json!(pick(rng, &["Pass", "Deny"]));
         }
-        objects.push(json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": tier }, "spec": spec }));
+        objects.push(
+            json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": tier }, "spec": spec }),
+        );
     }
     for number in 0..rng.u8(2..=5) {
         objects.push(kubernetes(rng, number));
@@ -57,7 +59,8 @@ fn kubernetes(rng: &mut Rng, number: u8) -> Value {
         2 => Some(json!(["Egress"])),
         _ => Some(json!(["Ingress", "Egress"])),
     };
-    let has = |direction: &str| types.as_ref().is_none_or(|t| t.as_array().is_some_and(|t| t.contains(&json!(direction))));
+    let has =
+        |direction: &str| types.as_ref().is_none_or(|t| t.as_array().is_some_and(|t| t.contains(&json!(direction))));
     for (direction, list, side) in [("Ingress", "ingress", "from"), ("Egress", "egress", "to")] {
         if has(direction) && chance(rng, 85) {
             let rules: Vec<Value> = (0..rng.u8(0..=4)).map(|_| kubernetes_rule(rng, side)).collect();
@@ -156,7 +159,9 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
             6 => json!({ "serviceAccounts": { "names": ["robot"] } }),
             7 => json!({ "nets": ["192.168.7.0/30", "10.244.1.16/28"] }),
             0 | 1 => json!({ "selector": pick(rng, &SELECTORS) }),
-            2 => json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) }),
+            2 => {
+                json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) })
+            }
             3 => json!({ "nets": ["198.51.100.0/24", "10.244.1.0/27"], "notNets": ["198.51.100.128/25"] }),
             4 => json!({ "notSelector": pick(rng, &SELECTORS) }),
             _ => json!({ "nets": ["2001:db8::/32", "fd00:244:1::/64"], "notNets": ["2001:db8:1:ff::/64"] }),
@@ -169,7 +174,14 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
         0..4 => {
             rule["protocol"] = json!(pick(rng, &["TCP", "TCP", "UDP"]));
             if chance(rng, 70) {
-                let ports = [json!([80, 443]), json!(["8000:8099"]), json!(["http", "dns"]), json!(["http"]), json!(["1:65535"]), json!(["dns", 5432])];
+                let ports = [
+                    json!([80, 443]),
+                    json!(["8000:8099"]),
+                    json!(["http", "dns"]),
+                    json!(["http"]),
+                    json!(["1:65535"]),
+                    json!(["dns", 5432]),
+                ];
                 rule["destination"]["ports"] = ports[rng.usize(..ports.len())].clone();
             } else if chance(rng, 50) {
                 rule["destination"]["notPorts"] = json!([80, "8050:8099"]);

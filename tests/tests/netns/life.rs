@@ -2,9 +2,12 @@
 
 use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
 use reeve_tests::stage::{Stage, WEB};
-use reeve_tests::traffic::{self, NoAnswer, PATIENCE};
+use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Tcp};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// `web`, which lets `role=client` in, such a client, and a pod that nothing allows.
@@ -32,11 +35,41 @@ fn run(stage: &Stage, arguments: &[&str]) -> Output {
     node.spawn(&mut command).expect("started").wait_with_output().expect("ended")
 }
 
+/// A connection that is used without a pause, until it is asked whether it ever broke.
+struct Flow {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u64, NoAnswer>>,
+}
+
+impl Flow {
+    fn start(mut connection: Tcp) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut exchanges = 0;
+            while !seen.load(Ordering::Relaxed) {
+                connection.exchange(PATIENCE)?;
+                exchanges += 1;
+            }
+            Ok(exchanges)
+        });
+        Self { stop, thread }
+    }
+
+    #[track_caller]
+    fn check_unbroken(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let exchanges = self.thread.join().expect("no panic").expect("no exchange went wrong");
+        assert!(exchanges > 100, "{exchanges} exchanges are hardly traffic");
+    }
+}
+
 #[track_caller]
 fn check_killed(name: &str, mode: Mode) {
     let (mut stage, web, client, guest) = shop(name, mode);
     let mut live = stage.allows(&client, &web, WEB, "web-clients").connection.expect("an open connection");
     stage.denies(&guest, &web, WEB, "web-clients");
+    let flow = Flow::start(stage.allows(&client, &web, WEB, "web-clients").connection.expect("an open connection"));
     stage.agent().kill9().expect("killed");
     assert_eq!(live.exchange(PATIENCE), Ok(()), "the live connection does without an agent");
     assert_eq!(get(&guest, &web), Err(NoAnswer::TimedOut), "denied stays denied without an agent");
@@ -46,7 +79,9 @@ fn check_killed(name: &str, mode: Mode) {
     guest.set_labels(&[("app", "guests")]).expect("relabelled");
     stage.agent().start_again().expect("started again");
     stage.settled();
-    assert_eq!(stage.agent().metric("reeve_adopted_links", &[]).expect("a metric"), 3.0);
+    flow.check_unbroken();
+    let adopted = stage.agent().metric("reeve_adopted_links", &[]).expect("a metric");
+    assert!((adopted - 3.0).abs() < 0.5, "{adopted}");
     assert_eq!(live.exchange(PATIENCE), Ok(()), "the live connection goes on under the new agent");
     stage.denies(&client, &guest, WEB, "guest-clients");
     let port = live.local().port();
@@ -118,7 +153,8 @@ fn pod_that_went_while_the_agent_was_away_leaves_nothing_allowed() {
     stage.agent().kill9().expect("killed");
     client.remove().expect("removed");
     stage.agent().start_again().expect("started again");
-    assert_eq!(stage.agent().metric("reeve_endpoints", &[("state", "ready")]).expect("a metric"), 2.0);
+    let ready = stage.agent().metric("reeve_endpoints", &[("state", "ready")]).expect("a metric");
+    assert!((ready - 2.0).abs() < 0.5, "{ready}");
     stage.denies(&guest, &web, WEB, "web-clients");
     let next = stage.pod("next", &[("role", "client")]);
     stage.settled();
