@@ -111,11 +111,17 @@ pub fn closing(flags: u32) -> bool {
         || flags & (ct::FLOW_FIN_ORIGINAL | ct::FLOW_FIN_REPLY) == ct::FLOW_FIN_ORIGINAL | ct::FLOW_FIN_REPLY
 }
 
+/// Verdict of a flow entry whose end has been told: as good as none, and free to be removed.
+pub const VERDICT_ENDED: u32 = 0;
+
 /// Idle time after which a flow ends, in ns.
 #[inline(always)]
 pub fn timeout_ns(config: &Config, ip_protocol: u8, flow: &FlowValue) -> u64 {
     let both =
         flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
+    if flow.verdict == VERDICT_ENDED {
+        return 0;
+    }
     if flow.verdict != reeve_abi::policy::VERDICT_ALLOW {
         // A cut flow is remembered so that its other side cannot revive it. TCP resends after up to 120 s.
         return if ip_protocol == protocol::TCP { config.tcp_established_ns } else { config.tcp_opening_ns };

@@ -54,9 +54,6 @@ pub struct Scratch {
     pub reserved: u32,
 }
 
-/// Verdict of a flow entry whose end has been told: as good as none.
-const VERDICT_ENDED: u32 = 0;
-
 /// How often a torn endpoint is read again before the packet is dropped.
 const ENDPOINT_RETRIES: u32 = 2;
 
@@ -230,7 +227,7 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
 #[inline(always)]
 fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> Option<Action> {
     let original = found.direction == hook.direction();
-    if found.verdict == VERDICT_ENDED {
+    if found.verdict == flow::VERDICT_ENDED {
         return None;
     }
     if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(&s.config, s.packet.protocol, found) {
@@ -327,7 +324,7 @@ fn report_cut<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
 #[inline(always)]
 fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
     settle(env, s, found);
-    found.verdict = VERDICT_ENDED;
+    found.verdict = flow::VERDICT_ENDED;
     tell_ended(env, hook, s);
 }
 
@@ -351,7 +348,7 @@ fn replace<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
     if let Some(found) = env.flow(&s.key) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
-        if found.verdict != VERDICT_ENDED {
+        if found.verdict != flow::VERDICT_ENDED {
             ended(env, hook, s, found);
         }
     }
