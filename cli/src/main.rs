@@ -18,7 +18,7 @@ mod status;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use output::Answer;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
 /// Asks what reeve enforces: who may reach whom, which policy says so, and what was really let through or dropped.
@@ -63,17 +63,28 @@ struct Completion {
     shell: clap_complete::Shell,
 }
 
+const UNWRITTEN: &str = "cannot write the answer";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let answer = run(&cli.command, &mut out);
+    let answer = match &cli.command {
+        Command::Flows(args) => read_enough(flows::run(args, &mut out), Answer::Yes),
+        command => {
+            // Told in one piece, so that the exit code holds even where nobody reads to the end.
+            let mut text = Vec::new();
+            run(command, &mut text).and_then(|answer| {
+                let written = out.write_all(&text).context(UNWRITTEN);
+                read_enough(written.map(|()| answer), answer)
+            })
+        }
+    };
     // What was found before an error is shown too.
-    let answer = out.flush().context("cannot write the answer").and(answer);
+    let flushed = out.flush().context(UNWRITTEN);
+    let answer = answer.and_then(|answer| read_enough(flushed.map(|()| answer), answer));
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
-        // Whoever reads has had enough, as `head` has.
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::to_stderr(&format!("error: {error:#}"));
             ExitCode::from(2)
@@ -98,10 +109,14 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<Answer> {
     }
 }
 
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let kind =
-        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+/// Whoever reads and has had enough, as `head` has, makes no error: then this answer holds.
+fn read_enough(result: anyhow::Result<Answer>, answer: Answer) -> anyhow::Result<Answer> {
+    let is_closed = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    };
+    // An agent that breaks off is another matter.
+    let is_read_enough = |error: &anyhow::Error| !error.is::<socket::SocketError>() && error.chain().any(is_closed);
+    result.or_else(|error| if is_read_enough(&error) { Ok(answer) } else { Err(error) })
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 mod command;
 
-use command::{reeve, write};
+use command::{command, reeve, write};
 use serde_json::json;
+use std::process::Stdio;
 use tempfile::TempDir;
 
 const POLICY: &str = r#"
@@ -255,4 +256,17 @@ fn pods_without_addresses_of_their_own_and_nodes_nobody_knows_are_named() {
     check("kube-system/job", "node-1", "error: SRC: pod kube-system/job has ended and has no address");
     check("kube-system/new", "node-1", "error: SRC: pod kube-system/new has no address yet");
     check("shop/web", "node-7", "error: --node \"node-7\": there is no such node in DIR; known nodes: node-1");
+}
+
+#[test]
+fn verdict_is_told_even_where_nobody_reads() {
+    let cluster = cluster();
+    let directory = cluster.path().to_str().expect("text");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = command(&["explain", "shop/web", "payments/card-db:5432/TCP", "--manifests", directory])
+        .stdout(Stdio::from(writer))
+        .status()
+        .expect("it runs");
+    assert_eq!(status.code(), Some(1));
 }
