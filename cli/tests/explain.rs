@@ -107,6 +107,45 @@ to payments/card-db (10.0.0.2, a pod on node-1)
 }
 
 #[test]
+fn path_crosses_tiers_and_others_that_allow_are_named() {
+    let cluster = cluster();
+    let policies = r#"
+{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: security}, spec: {order: 10, defaultAction: Deny}}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: security.scan}
+spec:
+  tier: security
+  selector: all()
+  types: [Ingress]
+  ingress: [{action: Deny, source: {nets: [203.0.113.0/24]}}, {action: Pass}]
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a, namespace: shop}, spec: {podSelector: {}, ingress: [{}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: b, namespace: shop}, spec: {podSelector: {}, ingress: [{}]}}
+"#;
+    write(cluster.path(), "tiers.yaml", policies);
+    let directory = cluster.path().to_str().expect("text");
+    let told = reeve(&["explain", "10.9.9.9", "shop/web:80/TCP", "--manifests", directory]);
+    let out = "\
+ALLOW  10.9.9.9 -> shop/web:80/TCP
+
+from 10.9.9.9 (no pod and no node that is known)
+  egress      no policy is asked: only pods have policies
+
+to shop/web (10.0.0.3, a pod on node-1)
+  labels      none
+  ingress     allow
+  decided by  NetworkPolicy shop/a ingress[0]
+  path        tier security: passed on by GlobalNetworkPolicy security.scan rule 1
+              tier default: allowed by NetworkPolicy shop/a rule 0
+  also        NetworkPolicy shop/b
+";
+    assert_eq!((told.out.as_str(), told.err.as_str(), told.code), (out, "", 0));
+}
+
+#[test]
 fn own_node_is_let_in_and_pings_are_echo_requests() {
     explains(
         &["192.168.0.1", "payments/card-db/ICMP", "--node", "node-1"],
