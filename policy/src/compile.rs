@@ -51,7 +51,7 @@ pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {
     let mut identities: BTreeMap<IdentityId, Identity> = BTreeMap::new();
     for (address, owned) in &owners.addresses {
         let identity = owned.identity.id();
-        identities.entry(identity).or_insert_with(|| owned.identity.clone());
+        intern(&mut identities, identity, owned.identity.clone());
         let value = AddressValue { identity, workload: owned.workload, owner: owned.owner, ..AddressValue::default() };
         out.image.addresses.insert(*address, value);
     }
@@ -73,6 +73,15 @@ pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {
         out.entries.push(DictionaryEntry::Workload { id: workload_id(&workload.uid), workload: name });
     }
     out
+}
+
+/// Gives content its number. Two contents with one number would be a collision of 64 bits of SHA-256.
+fn intern<K: Ord + Copy + std::fmt::Debug, V: PartialEq>(numbered: &mut BTreeMap<K, V>, number: K, content: V) {
+    let held = numbered.get(&number);
+    debug_assert!(held.is_none_or(|held| *held == content), "two contents have the number {number:?}");
+    if held.is_none() {
+        numbered.insert(number, content);
+    }
 }
 
 /// IPv4 as a part of the mapped address space.
@@ -97,7 +106,7 @@ fn networks(
         covered |= matches!(net, IpNet::V6(_)) && prefix_bits <= 96 && v4_space == address;
         let identity = Identity::bare(IdentityKind::Network, prefixes.containing(net.addr(), net.prefix_len()));
         let id = identity.id();
-        identities.insert(id, identity);
+        intern(identities, id, identity);
         image.networks.insert(NetworkKey { prefix_bits, address }, NetworkValue { identity: id });
     }
     if covered {
@@ -137,7 +146,7 @@ fn endpoints(
                 let number = *known.entry((identity.clone(), direction, family)).or_insert_with(|| {
                     Applied::of(world, &identity, direction, family).map_or(PolicyNumber(0), |applied| {
                         let number = applied.number();
-                        live.insert(number, applied);
+                        intern(&mut live, number, applied);
                         number
                     })
                 });
@@ -146,7 +155,7 @@ fn endpoints(
         }
         let shown = shown.unwrap_or(bare);
         endpoint.identity = shown.id();
-        identities.insert(endpoint.identity, shown);
+        intern(identities, endpoint.identity, shown);
         image.endpoints.insert(workload_id(&workload.uid), endpoint);
     }
     live
@@ -183,7 +192,7 @@ fn rows_of(
             let sorted: BTreeSet<u64> = matched.iter().map(|peer| numbers[peer]).collect();
             let class = ClassId(content_number("class", &(sorted, &ports)));
             let ports_only = Identity { ports, ..Identity::bare(IdentityKind::Pod, BTreeSet::new()) };
-            classes.entry(class).or_insert((matched, ports_only));
+            intern(&mut classes, class, (matched, ports_only));
             class
         };
         out.image.classes.insert(*id, ClassValue { class });
@@ -229,10 +238,16 @@ fn rows_of(
     }
     cache.rows.retain(|(number, _, _), _| live.contains_key(number));
     let mut decisions: BTreeMap<_, Arc<Decision>> = BTreeMap::new();
-    for row in used {
+    let mut tables = BTreeMap::new();
+    for row in &used {
+        if row.value.table.0 != 0 {
+            intern(&mut tables, row.value.table, (&row.ports, &row.ranges));
+        }
         out.image.ports.extend(row.ports.iter().copied());
         out.image.ranges.extend(row.ranges.iter().copied());
-        decisions.extend(row.decisions.iter().map(|decision| (decision.id(), Arc::clone(decision))));
+        for decision in &row.decisions {
+            intern(&mut decisions, decision.id(), Arc::clone(decision));
+        }
     }
     out.entries.extend(
         decisions.into_iter().map(|(id, decision)| DictionaryEntry::Decision { id, decision: (*decision).clone() }),

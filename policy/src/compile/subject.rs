@@ -142,7 +142,8 @@ pub(crate) fn named_resolved(traffic: &Traffic, owner: &Identity) -> Traffic {
     Traffic { any_of: traffic.any_of.as_deref().map(resolve), none_of: resolve(&traffic.none_of) }
 }
 
-/// Numbers content by its canonical walk.
+/// Numbers content by its canonical walk. Nothing that is numbered holds a pointer or a map without order, so the number
+/// is the same in every process of one build; another compiler may walk otherwise, and a restart with it replaces rows.
 pub(crate) fn content_number<T: Hash>(domain: &str, content: &T) -> u64 {
     let mut bytes = Bytes(Vec::new());
     content.hash(&mut bytes);

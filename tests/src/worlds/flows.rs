@@ -21,7 +21,7 @@ pub struct Flow {
 }
 
 /// Ports at and around what policies name.
-const PORTS: [u16; 12] = [80, 8080, 443, 53, 8000, 8001, 8050, 8099, 8100, 5432, 1, 65535];
+const PORTS: [u16; 16] = [80, 80, 80, 8080, 8080, 8080, 443, 53, 8000, 8001, 8050, 8099, 8100, 5432, 1, 65535];
 
 /// This many flows between pods, and between pods and the outside.
 pub fn flows(rng: &mut Rng, world: &World, count: usize) -> Vec<Flow> {
