@@ -1,7 +1,8 @@
 //! One synchronous step: changes in, an update out. No clock, no IO.
 
-use crate::compile::{RowCache, compile};
+use crate::compile::RowCache;
 use crate::image::Image;
+use crate::limits::{self, Limits};
 use crate::model::{Problem, World};
 use crate::plan::{Op, transition};
 use crate::provenance::{Dictionary, DictionaryEntry};
@@ -28,6 +29,9 @@ pub struct Update {
 #[derive(Debug)]
 pub struct Engine {
     store: Store,
+    limits: Limits,
+    /// The world as it is honoured, where policies had to be refused.
+    honoured: Option<World>,
     cache: RowCache,
     image: Image,
     dictionary: Dictionary,
@@ -37,8 +41,15 @@ pub struct Engine {
 impl Engine {
     /// An engine without facts for a node; `last_revision` is the highest one that this node has used.
     pub fn new(node: &str, last_revision: u64) -> Self {
+        Self::with_limits(node, last_revision, Limits::NONE)
+    }
+
+    /// The same; policies for which there is no room are refused.
+    pub fn with_limits(node: &str, last_revision: u64, limits: Limits) -> Self {
         Self {
             store: Store::new(node),
+            limits,
+            honoured: None,
             cache: RowCache::default(),
             image: Image::default(),
             dictionary: Dictionary::default(),
@@ -52,7 +63,8 @@ impl Engine {
             self.store.apply(change);
         }
         self.revision.0 += 1;
-        let compiled = compile(self.store.world(), &mut self.cache);
+        let (compiled, honoured) = limits::fit(self.store.world(), &self.limits, &mut self.cache);
+        self.honoured = honoured;
         let mut image = compiled.image;
         self.stamp(&mut image);
         let steps = transition(&self.image, &image);
@@ -121,9 +133,9 @@ impl Engine {
         &self.image
     }
 
-    /// The facts that hold now.
+    /// The facts that hold now; policies that are refused are closed in it.
     pub fn world(&self) -> &World {
-        self.store.world()
+        self.honoured.as_ref().unwrap_or_else(|| self.store.world())
     }
 
     /// What numbers stand for.

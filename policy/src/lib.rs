@@ -6,6 +6,7 @@ pub mod compile;
 pub mod engine;
 pub mod identity;
 pub mod image;
+pub mod limits;
 mod lower;
 pub mod manifest;
 pub mod model;

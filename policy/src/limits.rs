@@ -1,0 +1,95 @@
+//! Room in the maps that policies fill, and which policies are refused where it does not suffice.
+//!
+//! Invariant: a policy is honoured whole or refused whole; one that is refused denies everything for its subjects, in
+//! its directions. The last in evaluation order are refused first.
+
+use crate::compile::{Compiled, RowCache, compile};
+use crate::image::Image;
+use crate::model::{DefaultDecider, Level, Policy, Problem, Rules, World};
+use std::sync::Arc;
+
+/// How many rows each map may hold. A plan needs room for the old rows and the new ones at once, so these are less than
+/// the maps' own sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Prefixes.
+    pub networks: usize,
+    /// Identities with a class.
+    pub classes: usize,
+    /// Rows of policies.
+    pub peers: usize,
+    /// Single ports.
+    pub ports: usize,
+    /// Ranges of ports.
+    pub ranges: usize,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: Self =
+        Self { networks: usize::MAX, classes: usize::MAX, peers: usize::MAX, ports: usize::MAX, ranges: usize::MAX };
+
+    /// The first map that an image does not fit: its name, the rows needed and the room there is.
+    fn exceeded(&self, image: &Image) -> Option<(&'static str, usize, usize)> {
+        let maps = [
+            ("NETWORKS", image.networks.len(), self.networks),
+            ("CLASSES", image.classes.len(), self.classes),
+            ("PEERS", image.peers.len(), self.peers),
+            ("PORTS", image.ports.len(), self.ports),
+            ("RANGES", image.ranges.len(), self.ranges),
+        ];
+        maps.into_iter().find(|(_, needed, room)| needed > room)
+    }
+}
+
+/// What fits, and the world as it is honoured where that is not the whole of it.
+pub(crate) fn fit(world: &World, limits: &Limits, cache: &mut RowCache) -> (Compiled, Option<World>) {
+    let whole = compile(world, cache);
+    let Some((map, needed, room)) = limits.exceeded(&whole.image) else { return (whole, None) };
+    let candidates = world.tiers.iter().flat_map(|(_, policies)| policies).filter(|policy| has_rules(policy)).count();
+    // The fewest that must be refused: the more are, the less room is needed.
+    let (mut too_few, mut enough) = (0, candidates);
+    while too_few + 1 < enough {
+        let some = usize::midpoint(too_few, enough);
+        let compiled = compile(&refused(world, candidates - some).0, cache);
+        if limits.exceeded(&compiled.image).is_some() {
+            too_few = some;
+        } else {
+            enough = some;
+        }
+    }
+    let (honoured, policies) = refused(world, candidates - enough);
+    let mut compiled = compile(&honoured, cache);
+    compiled.problems.extend(policies.iter().map(|policy| Problem {
+        level: Level::Warning,
+        object: policy.reference.to_string(),
+        field: "spec".to_owned(),
+        value: String::new(),
+        what: format!("all policies together need {needed} rows of map {map}, which has room for {room}"),
+        effect:
+            "the policy is refused: it denies everything for the workloads it selects, in its directions".to_owned(),
+    }));
+    (compiled, Some(honoured))
+}
+
+fn has_rules(policy: &Policy) -> bool {
+    [&policy.ingress, &policy.egress].into_iter().any(|rules| matches!(rules, Rules::List(list) if !list.is_empty()))
+}
+
+/// The world without the rules of all but the first policies that have any, and those policies.
+fn refused(world: &World, honoured: usize) -> (World, Vec<Arc<Policy>>) {
+    let mut world = world.clone();
+    let mut refused = Vec::new();
+    let with_rules =
+        world.tiers.iter_mut().flat_map(|(_, policies)| policies).filter(|policy| has_rules(policy)).skip(honoured);
+    for policy in with_rules {
+        refused.push(Arc::clone(policy));
+        let closed = |rules: &Rules| match rules {
+            Rules::List(_) => Rules::Closed(DefaultDecider::RefusedPolicy),
+            Rules::NotApplied | Rules::Closed(_) => rules.clone(),
+        };
+        let (ingress, egress) = (closed(&policy.ingress), closed(&policy.egress));
+        *policy = Arc::new(Policy { ingress, egress, ..Policy::clone(policy) });
+    }
+    (world, refused)
+}
