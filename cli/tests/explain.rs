@@ -109,7 +109,7 @@ to payments/card-db (10.0.0.2, a pod on node-1)
 #[test]
 fn path_crosses_tiers_and_others_that_allow_are_named() {
     let cluster = cluster();
-    let policies = r#"
+    let policies = "
 {apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: security}, spec: {order: 10, defaultAction: Deny}}
 ---
 apiVersion: projectcalico.org/v3
@@ -124,7 +124,7 @@ spec:
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a, namespace: shop}, spec: {podSelector: {}, ingress: [{}]}}
 ---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: b, namespace: shop}, spec: {podSelector: {}, ingress: [{}]}}
-"#;
+";
     write(cluster.path(), "tiers.yaml", policies);
     let directory = cluster.path().to_str().expect("text");
     let told = reeve(&["explain", "10.9.9.9", "shop/web:80/TCP", "--manifests", directory]);
