@@ -7,7 +7,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{FlowKey, FlowValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::{EVENT_CLOSED, Event, HOOK_FROM_POD, HOOK_TO_POD};
-use reeve_abi::policy::VERDICT_ALLOW;
+use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_flow::aggregate;
 use reeve_packet::flow;
 use std::collections::BTreeMap;
@@ -48,6 +48,10 @@ impl Enforcer {
                 // The recorder ends with the process: then nobody is there to be told.
                 let _ = closed.send(Made::Closed(self.closing(&key, &value, protocol, now_ns)));
             }
+            // What the programs had not flushed yet is told as a window of its own, so that sums stay exact.
+            if let Some((edge, rest)) = unflushed(&key, &value, protocol) {
+                let _ = closed.send(Made::Window(edge, rest));
+            }
             ended.push(key);
         }
         let count = ended.len();
@@ -83,5 +87,56 @@ impl Enforcer {
             hook: if value.direction == 1 { HOOK_FROM_POD } else { HOOK_TO_POD },
             ..Event::default()
         }
+    }
+}
+
+/// Counts of a flow that `EDGES` does not have, as a row of it; none if it has them all.
+fn unflushed(key: &FlowKey, value: &FlowValue, protocol: u8) -> Option<(EdgeKey, EdgeValue)> {
+    let rest =
+        |all: [u64; 2], flushed: [u64; 2]| [all[0].saturating_sub(flushed[0]), all[1].saturating_sub(flushed[1])];
+    let packets = rest(value.packets, value.flushed_packets);
+    let bytes = rest(value.bytes, value.flushed_bytes);
+    // An entry whose end was told has no verdict any more, and nothing left to tell.
+    if packets == [0; 2] || !matches!(value.verdict, VERDICT_ALLOW | VERDICT_DENY) {
+        return None;
+    }
+    let edge = EdgeKey {
+        subject: key.workload,
+        identity: value.own_identity,
+        peer: value.peer_workload,
+        peer_identity: value.peer_identity,
+        decision: value.decision,
+        revision: value.revision,
+        service: u32::from(protocol) << 16 | value.port & 0xffff,
+        kind: value.direction & 1 | (value.verdict & 0xff) << 8,
+    };
+    let counts = EdgeValue { connections: 0, packets, bytes, first_ns: value.flushed_ns, last_ns: value.last_ns };
+    Some((edge, counts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_flushed_is_told_once() {
+        let key = FlowKey::default();
+        let value = FlowValue {
+            verdict: VERDICT_ALLOW,
+            packets: [10, 4],
+            bytes: [1_000, 400],
+            flushed_packets: [7, 4],
+            flushed_bytes: [700, 400],
+            port: 443,
+            direction: 1,
+            ..FlowValue::default()
+        };
+        let (edge, counts) = unflushed(&key, &value, 6).expect("three packets are left");
+        assert_eq!((edge.service, edge.kind), ((6 << 16) + 443, 1 + (VERDICT_ALLOW << 8)));
+        assert_eq!((counts.connections, counts.packets, counts.bytes), (0, [3, 0], [300, 0]));
+        let flushed = FlowValue { flushed_packets: value.packets, flushed_bytes: value.bytes, ..value };
+        assert_eq!(unflushed(&key, &flushed, 6), None);
+        let told = FlowValue { verdict: 0, ..value };
+        assert_eq!(unflushed(&key, &told, 6), None);
     }
 }
