@@ -22,9 +22,7 @@ impl Enforcer {
             row("PORTS", image.ports.len(), maps.ports.capacity()),
             row("RANGES", image.ranges.len(), maps.ranges.capacity()),
         ];
-        if let Ok(traffic) = maps.traffic_occupancy() {
-            rows.extend(traffic.into_iter().map(|one| (one.name, one.entries, one.capacity)));
-        }
+        rows.extend(self.traffic_rows.iter().map(|one| (one.name, one.entries, one.capacity)));
         rows
     }
 

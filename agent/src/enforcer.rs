@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::datapath::discover::{self, Links, Place};
+use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
 use crate::datapath::{Attachments, Loaded, MapError, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
@@ -24,13 +25,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What numbers stand for, shared with those who write records.
 pub type SharedDictionary = Arc<RwLock<Dictionary>>;
 
 /// How often a pod's port is looked for before the agent is ready without it.
 const LOOKS_BEFORE_GIVING_UP: u32 = 20;
+
+/// Between two counts of the maps that traffic fills.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 /// The node's enforcement.
 #[allow(missing_debug_implementations, reason = "holds aya's handles, which have none")]
@@ -52,6 +56,9 @@ pub struct Enforcer {
     pub(crate) reasons: Vec<String>,
     /// Pods behind a bridge that has not learnt their port: how often they were looked for.
     pub(crate) resolving: BTreeMap<WorkloadId, u32>,
+    /// Rows of the maps that traffic fills, as they were last counted.
+    pub(crate) traffic_rows: Vec<Occupancy>,
+    counted_at: Option<Instant>,
     dictionary_file: DictionaryFile,
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,
@@ -97,6 +104,8 @@ impl Enforcer {
             waiting: BTreeSet::new(),
             reasons: vec!["the manifests have not been read yet".to_owned()],
             resolving: BTreeMap::new(),
+            traffic_rows: Vec::new(),
+            counted_at: None,
             dictionary_file,
             unwritten: Vec::new(),
             dictionary: Arc::new(RwLock::new(Dictionary::load(entries))),
@@ -124,7 +133,20 @@ impl Enforcer {
             tracing::warn!(reasons = reasons.join("; "), "readiness changed");
             self.reasons = reasons;
         }
+        self.count_traffic_rows();
         self.metrics.observe(self);
+    }
+
+    /// The kernel cannot say how full a map is: counting reads all of it, so this is done now and then.
+    fn count_traffic_rows(&mut self) {
+        if self.counted_at.is_some_and(|at| at.elapsed() < COUNT_EVERY) {
+            return;
+        }
+        match self.loaded.maps.traffic_occupancy() {
+            Ok(rows) => self.traffic_rows = rows,
+            Err(error) => tracing::error!(error = format!("{error:#}"), "the rows of maps cannot be counted"),
+        }
+        self.counted_at = Some(Instant::now());
     }
 
     async fn try_step(&mut self, begun: Instant, reasons: &mut Vec<String>) -> anyhow::Result<()> {

@@ -3,12 +3,17 @@
 use reeve_policy::model::Verdict;
 use reeve_tests::demo::attempt;
 use reeve_tests::lab::{Mode, Pod, PodSpec};
-use reeve_tests::stage::{RECORD_PATIENCE, Stage, WEB};
-use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, Tcp};
+use reeve_tests::stage::{NAMES, RECORD_PATIENCE, Stage, WEB};
+use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, Tcp, UdpClient};
+use std::net::SocketAddr;
 
 /// A node with `web`, which lets `role=client` in, and such a client.
 fn shop(name: &str) -> (Stage, Pod, Pod) {
-    let mut stage = Stage::new(name, Mode::Routed);
+    wired(name, Mode::Routed)
+}
+
+fn wired(name: &str, mode: Mode) -> (Stage, Pod, Pod) {
+    let mut stage = Stage::new(name, mode);
     let web = stage.pod("web", &[("app", "web")]);
     let client = stage.pod("client", &[("role", "client")]);
     stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
@@ -47,10 +52,21 @@ fn check_goes_on(stage: &mut Stage, live: &mut Tcp) {
 
 #[test]
 fn policy_edit_cuts_a_live_connection_and_another_lets_a_new_one_through() {
-    if crate::skipped() {
-        return;
+    if !crate::skipped() {
+        check_edit("edit", Mode::Routed);
     }
-    let (mut stage, web, client) = shop("edit");
+}
+
+#[test]
+fn policy_edit_cuts_a_live_connection_behind_a_bridge() {
+    if !crate::skipped() {
+        check_edit("edit-bridged", Mode::Bridged);
+    }
+}
+
+#[track_caller]
+fn check_edit(name: &str, mode: Mode) {
+    let (mut stage, web, client) = wired(name, mode);
     let other = stage.pod("other", &[("role", "other")]);
     stage.settled();
     let mut live = open(&mut stage, &client, &web);
@@ -149,10 +165,21 @@ fn reuse(stage: &Stage, old: &Pod, name: &str) -> String {
 
 #[test]
 fn pod_that_inherits_an_address_and_a_device_inherits_no_permission() {
-    if crate::skipped() {
-        return;
+    if !crate::skipped() {
+        check_inherits("reuse", Mode::Routed);
     }
-    let (mut stage, web, client) = shop("reuse");
+}
+
+#[test]
+fn pod_that_inherits_an_address_behind_a_bridge_inherits_no_permission() {
+    if !crate::skipped() {
+        check_inherits("reuse-bridged", Mode::Bridged);
+    }
+}
+
+#[track_caller]
+fn check_inherits(name: &str, mode: Mode) {
+    let (mut stage, web, client) = wired(name, mode);
     let mut live = open(&mut stage, &client, &web);
     let uid = reuse(&stage, &client, "heir");
     stage.settled();
@@ -190,7 +217,7 @@ fn address_reused_behind_a_new_device_belongs_to_the_new_pod() {
     let server = Server::tcp(heir.netns(), address, 8081).expect("a server");
     let to_heir = reeve_tests::traffic::connect(web.netns(), server.address(), PATIENCE);
     assert!(to_heir.is_ok(), "the way to the new pod is free: {to_heir:?}");
-    let target = std::net::SocketAddr::new(web.v4(), 8080);
+    let target = SocketAddr::new(web.v4(), 8080);
     let answer = reeve_tests::traffic::connect(heir.netns(), target, PATIENCE);
     assert_eq!(answer.err(), Some(NoAnswer::TimedOut));
     let of_heir = |line: &serde_json::Value| line["event"] == "denied" && line["source"]["ip"] == address.to_string();
@@ -224,5 +251,27 @@ fn pods_that_swap_addresses_and_devices_are_both_enforced_as_what_they_are_now()
     stage.denies(&client, &web, WEB, "web-clients");
     for wire in [&client, &guest] {
         stage.allows(&web, wire, WEB, "noPolicySelects");
+    }
+}
+
+#[test]
+fn policy_edit_cuts_a_live_exchange_of_datagrams() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client) = shop("edit-udp");
+    for address in [web.v4(), web.v6()] {
+        let mut live = UdpClient::new(client.netns(), None, SocketAddr::new(address, 53)).expect("a socket");
+        assert_eq!(live.exchange(PATIENCE), Ok(()), "{address}");
+        stage.allow_from("web-clients", ("app", "web"), ("role", "other"));
+        stage.settled();
+        assert_eq!(live.exchange(PATIENCE), Err(NoAnswer::TimedOut), "{address}");
+        let port = live.local().port();
+        let cut = |line: &serde_json::Value| line["event"] == "rejudged" && line["source"]["port"] == port;
+        let line = stage.records().wait_for(RECORD_PATIENCE, cut).expect("a record");
+        assert_eq!((&line["verdict"], &line["protocol"]), (&"deny".into(), &"UDP".into()), "{line}");
+        stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
+        stage.settled();
+        stage.check(&client, &web, NAMES, address.is_ipv6(), Verdict::Allow, "web-clients");
     }
 }

@@ -1,8 +1,9 @@
 //! Metrics move with what happens.
 
-use reeve_tests::lab::{Mode, Pod};
+use reeve_tests::lab::{Mode, Pod, until};
 use reeve_tests::stage::{Stage, WEB};
 use reeve_tests::traffic::PATIENCE;
+use std::time::Duration;
 
 struct Shop {
     stage: Stage,
@@ -140,7 +141,14 @@ fn endpoints_identities_and_map_rows_follow_pods() {
     shop.check_more("reeve_endpoints", &[("state", "ready")], |shop| more(shop, "one"));
     shop.check_more("reeve_identities", &[], |shop| more(shop, "two"));
     shop.check_more("reeve_map_entries", &[("map", "ADDRESSES")], |shop| more(shop, "three"));
-    shop.check_more("reeve_map_entries", &[("map", "FLOWS")], Shop::traffic);
+    // Maps that traffic fills are counted every 5 s only.
+    let flows = [("map", "FLOWS")];
+    let before = shop.metric("reeve_map_entries", &flows);
+    shop.traffic();
+    let counted = until("more flows", Duration::from_secs(10), || {
+        Ok((shop.metric("reeve_map_entries", &flows) > before).then_some(()))
+    });
+    counted.expect("rows are counted");
     let (rows, capacity) = (
         shop.metric("reeve_map_entries", &[("map", "ENDPOINTS")]),
         shop.metric("reeve_map_capacity", &[("map", "ENDPOINTS")]),
