@@ -287,3 +287,40 @@ fn removed_pods_device_stays_closed_until_it_goes() {
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.allows(&web, &guest, WEB, "noPolicySelects");
 }
+
+#[test]
+fn directory_that_cannot_be_listed_leaves_enforcement_and_readiness_says_why() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = shop("unlisted");
+    let (here, away) = (stage.node.manifests_directory(), stage.node.run_directory().with_file_name("away"));
+    std::fs::rename(&here, &away).expect("moved away");
+    let answer = stage.agent().request("POST", "/sync").expect("an answer");
+    assert_eq!(answer.status, 504);
+    assert!(answer.body.contains("cannot be listed"), "{}", answer.body);
+    assert_eq!(stage.agent().request("GET", "/readyz").expect("an answer").status, 503);
+    assert_eq!(stage.agent().request("GET", "/healthz").expect("an answer").status, 200);
+    assert_eq!((get(&client, &web), get(&guest, &web)), (Ok(()), Err(NoAnswer::TimedOut)));
+    std::fs::rename(&away, &here).expect("moved back");
+    stage.agent().wait_ready().expect("ready again");
+    stage.denies(&guest, &web, WEB, "web-clients");
+    stage.allows(&client, &web, WEB, "web-clients");
+}
+
+#[test]
+fn change_made_while_the_directory_was_away_is_read_when_it_is_back() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = shop("not-lost");
+    let (here, away) = (stage.node.manifests_directory(), stage.node.run_directory().with_file_name("away"));
+    std::fs::rename(&here, &away).expect("moved away");
+    assert_eq!(stage.agent().request("POST", "/sync").expect("an answer").status, 504);
+    // What the lab's writer would do, in the directory as it is called now.
+    std::fs::remove_file(away.join("web-clients.yaml")).expect("removed");
+    std::fs::rename(&away, &here).expect("moved back");
+    stage.settled();
+    stage.allows(&guest, &web, WEB, "noPolicySelects");
+    stage.allows(&client, &web, WEB, "noPolicySelects");
+}
