@@ -3,7 +3,6 @@
 //! Invariant: nothing is pinned or attached; everything is gone with the value and its thread.
 
 mod image;
-mod judge;
 mod rows;
 
 use anyhow::Context;
@@ -24,7 +23,6 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 
-pub use judge::InKernel;
 pub use rows::Rows;
 
 /// Maps that are preallocated or large in production, and entries that are enough for tests.
@@ -125,12 +123,7 @@ impl Kernel {
     /// it was made there.
     pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> anyhow::Result<Outcome> {
         self.interface(ifindex)?;
-        let mut context = [0_u8; CONTEXT_BYTES];
-        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
-            anyhow::bail!("the object lacks {}", program_name(hook));
-        };
+        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
         let result =
             program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
@@ -152,12 +145,7 @@ impl Kernel {
         repeat: u32,
     ) -> anyhow::Result<f64> {
         self.interface(ifindex)?;
-        let mut context = [0_u8; CONTEXT_BYTES];
-        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
-            anyhow::bail!("the object lacks {}", program_name(hook));
-        };
+        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
         let result =
@@ -168,12 +156,7 @@ impl Kernel {
     /// Runs a program over one frame `repeat` times on each of several threads at once; what is told is thrown away.
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
-        let mut context = [0_u8; CONTEXT_BYTES];
-        context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-        context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
-            anyhow::bail!("the object lacks {}", program_name(hook));
-        };
+        let (program, context) = (self.program(hook)?, context(ifindex, ifindex));
         let run = || {
             let options =
                 TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
@@ -196,10 +179,14 @@ impl Kernel {
 
     /// Number of instructions that the verifier walked to accept a program.
     pub fn verified_instructions(&self, hook: Hook) -> anyhow::Result<u32> {
-        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
-            anyhow::bail!("the object lacks {}", program_name(hook));
-        };
-        program.info()?.verified_instruction_count().context("this kernel does not tell")
+        self.program(hook)?.info()?.verified_instruction_count().context("this kernel does not tell")
+    }
+
+    fn program(&self, hook: Hook) -> anyhow::Result<&SchedClassifier> {
+        match self.programs.program(program_name(hook)) {
+            Some(Program::SchedClassifier(program)) => Ok(program),
+            _ => anyhow::bail!("the object lacks {}", program_name(hook)),
+        }
     }
 
     /// Interface index -> endpoint.
@@ -285,6 +272,14 @@ impl Kernel {
             _ => panic!("the object has no map {name} of a kind that tests read"),
         }
     }
+}
+
+/// `struct __sk_buff` for a run at an interface.
+fn context(ifindex: u32, ingress_ifindex: u32) -> [u8; CONTEXT_BYTES] {
+    let mut context = [0_u8; CONTEXT_BYTES];
+    context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+    context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 fn program_name(hook: Hook) -> &'static str {

@@ -15,9 +15,8 @@ use reeve_abi::policy::{
 use reeve_abi::{decision, stats};
 use reeve_packet::env::Hook;
 use reeve_policy::engine::Engine;
-use reeve_tests::judge::{Case, CompiledImage, Judge as _};
+use reeve_tests::judge::{Case, CompiledImage, InKernel, Judge as _};
 use reeve_tests::kernel::Action::{Continue, Drop};
-use reeve_tests::kernel::InKernel;
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::worlds::{NODE, RandomWorld, flows};
 use world::{ALLOW_IN, ALLOW_OUT, CLIENT, DENY_IN, DENY_OUT, HOST, POD, REMOTE, WORLD, World, ports};
