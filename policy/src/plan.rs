@@ -99,27 +99,24 @@ pub fn transition(old: &Image, new: &Image) -> Transition {
     ops.extend(changed(&old.ranges, &new.ranges).map(|(key, value)| Op::PutRange(key, *value)));
     ops.extend(changed(&old.peers, &new.peers).map(|(key, value)| Op::PutPeer(key, *value)));
     ops.extend(changed(&old.peers, &extra).map(|(key, value)| Op::PutPeer(key, *value)));
+    // Endpoints that leave a policy which others keep or join answer as before by a copy of it.
+    ops.extend(gone(&old.endpoints, &new.endpoints).map(Op::DeleteEndpoint));
+    for (id, endpoint) in &old.endpoints {
+        let policies = middle.parting(*id, endpoint);
+        if policies != endpoint.policies {
+            ops.push(Op::PutEndpoint(*id, EndpointImage { policies, ..*endpoint }));
+        }
+    }
     // Classes, then what takes them on.
     ops.extend(middle.idle_classes(&classes).map(Op::DeleteClass));
     ops.extend(changed(&old.classes, &classes).map(|(id, value)| Op::PutClass(id, *value)));
     ops.extend(moves.iter().copied());
-    let is_new = |op: &Op| match op {
-        Op::PutAddress(key, _) => !old.addresses.contains_key(key),
-        Op::PutNetwork(key, _) => !old.networks.contains_key(key),
-        _ => false,
-    };
-    if moves.iter().any(is_new) {
-        ops.push(Op::BumpAddressEpoch);
-    }
-    // Endpoints; one that joins a policy that others leave waits on a copy of it.
-    ops.extend(gone(&old.endpoints, &new.endpoints).map(Op::DeleteEndpoint));
-    let mut waiting = Vec::new();
+    // Endpoints flip. Those that keep their policies get their new revision when everything else is in place, so that no
+    // flow is judged by what is leaving under a revision that is new.
+    let mut last = Vec::new();
     for (id, endpoint) in changed(&old.endpoints, &new.endpoints) {
-        let policies = middle.joined(id, endpoint);
-        if policies != endpoint.policies {
-            waiting.push(Op::PutEndpoint(id, *endpoint));
-        }
-        ops.push(Op::PutEndpoint(id, EndpointImage { policies, ..*endpoint }));
+        let keeps = old.endpoints.get(&id).is_some_and(|before| before.policies == endpoint.policies);
+        if keeps { &mut last } else { &mut ops }.push(Op::PutEndpoint(id, *endpoint));
     }
     // From now on only the new answers count: plain classes and identities, and away with addresses that are gone,
     // less specific prefixes first. Classes are taken away when nothing shows them.
@@ -139,8 +136,15 @@ pub fn transition(old: &Image, new: &Image) -> Transition {
     let deleted: BTreeSet<IdentityId> = middle.idle_classes(&classes).collect();
     let left_over = held.iter().filter(|id| !new.classes.contains_key(id) && !deleted.contains(id));
     ops.extend(left_over.map(|id| Op::DeleteClass(*id)));
-    // Nothing shows a transitional class any more: those who waited can join.
-    ops.extend(waiting);
+    let is_new = |op: &Op| match op {
+        Op::PutAddress(key, _) => !old.addresses.contains_key(key),
+        Op::PutNetwork(key, _) => !old.networks.contains_key(key),
+        _ => false,
+    };
+    if moves.iter().any(is_new) {
+        ops.push(Op::BumpAddressEpoch);
+    }
+    ops.extend(last);
     let rows: BTreeSet<PeerKey> = old.peers.keys().chain(extra.keys()).copied().collect();
     ops.extend(rows.into_iter().filter(|key| !new.peers.contains_key(key)).map(Op::DeletePeer));
     ops.extend(gone(&old.ports, &new.ports).map(Op::DeletePort));

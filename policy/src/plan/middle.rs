@@ -1,8 +1,9 @@
 //! What holds between two images while endpoints flip from the one's policies to the other's.
 //!
 //! A class belongs to the policies that it was made for, so an identity whose class changes takes a transitional one,
-//! made of the old and the new class: its rows are the old class's for policies that are left and the new class's for
-//! the others. An identity that would need two at once is shown by a stand-in where it must differ.
+//! made of the old and the new class: its rows are the old class's for policies that end and the new class's for the
+//! others. Endpoints that leave a policy which goes on wait on a copy of it. An identity that would need two classes at
+//! once is shown by a stand-in where it must differ.
 
 use crate::image::{EndpointImage, Image};
 use crate::provenance::number;
@@ -25,6 +26,8 @@ pub(super) struct Middle<'a> {
     classes: BTreeMap<ClassId, Pair>,
     /// Policies that some endpoint leaves.
     left: BTreeSet<PolicyNumber>,
+    /// Policies of the new image.
+    is: BTreeSet<PolicyNumber>,
     /// Numbers of the old image, whose transition may itself have been cut short.
     taken: BTreeSet<u64>,
 }
@@ -58,6 +61,7 @@ impl<'a> Middle<'a> {
             stand_ins: BTreeMap::new(),
             classes: BTreeMap::new(),
             left,
+            is: policies_of(new),
             taken: taken.chain(old.addresses.values().map(|value| value.identity.0)).collect(),
         }
     }
@@ -124,13 +128,15 @@ impl<'a> Middle<'a> {
         idle.map(|(id, _)| *id).collect::<Vec<_>>().into_iter()
     }
 
-    /// Policies to flip to: a copy stands in for one that other endpoints are leaving.
-    pub(super) fn joined(&self, id: WorkloadId, endpoint: &EndpointImage) -> [PolicyNumber; 4] {
-        let before = self.old.endpoints.get(&id).map_or([PolicyNumber(0); 4], |endpoint| endpoint.policies);
+    /// The policies of an endpoint until it flips: a copy stands in for one that it leaves and that the new image has.
+    pub(super) fn parting(&self, id: WorkloadId, endpoint: &EndpointImage) -> [PolicyNumber; 4] {
+        let Some(after) = self.new.endpoints.get(&id).filter(|_| !self.classes.is_empty()) else {
+            return endpoint.policies;
+        };
         std::array::from_fn(|at| {
             let policy = endpoint.policies[at];
-            let waits = policy != before[at] && self.left.contains(&policy) && !self.classes.is_empty();
-            if waits { self.copy(policy) } else { policy }
+            let parts = policy != after.policies[at] && self.is.contains(&policy);
+            if parts { self.copy(policy) } else { policy }
         })
     }
 
@@ -140,26 +146,26 @@ impl<'a> Middle<'a> {
         if self.classes.is_empty() {
             return rows;
         }
-        let (was, is) = (policies(self.old), policies(self.new));
+        let was = policies_of(self.old);
         let mut add = |policy, class, image: &Image, from, source| {
             if let Some(row) = image.row(from, source) {
                 rows.insert(PeerKey { policy, class }, *row);
             }
         };
+        let parted: BTreeSet<PolicyNumber> = self.left.intersection(&self.is).copied().collect();
         for (class, (before, after)) in &self.classes {
-            for policy in was.union(&is) {
-                if is.contains(policy) && !self.left.contains(policy) {
-                    add(*policy, *class, self.new, *policy, *after);
-                } else {
-                    add(*policy, *class, self.old, *policy, *before);
-                }
+            for policy in &self.is {
+                add(*policy, *class, self.new, *policy, *after);
             }
-            for policy in is.intersection(&self.left) {
-                add(self.copy(*policy), *class, self.new, *policy, *after);
+            for policy in was.difference(&self.is) {
+                add(*policy, *class, self.old, *policy, *before);
+            }
+            for policy in &parted {
+                add(self.copy(*policy), *class, self.old, *policy, *before);
             }
         }
-        for key in self.new.peers.keys().filter(|key| self.left.contains(&key.policy)) {
-            add(self.copy(key.policy), key.class, self.new, key.policy, key.class);
+        for key in self.old.peers.keys().filter(|key| parted.contains(&key.policy)) {
+            add(self.copy(key.policy), key.class, self.old, key.policy, key.class);
         }
         rows
     }
@@ -174,6 +180,6 @@ impl<'a> Middle<'a> {
     }
 }
 
-fn policies(image: &Image) -> BTreeSet<PolicyNumber> {
+fn policies_of(image: &Image) -> BTreeSet<PolicyNumber> {
     image.endpoints.values().flat_map(|endpoint| endpoint.policies).filter(|policy| policy.0 != 0).collect()
 }
