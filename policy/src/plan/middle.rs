@@ -40,8 +40,14 @@ impl<'a> Middle<'a> {
             let networks = image.networks.values().map(|value| value.identity);
             addresses.chain(networks).chain([IDENTITY_WORLD]).collect()
         };
-        let stays: BTreeMap<IdentityId, Pair> =
-            used(old).intersection(&used(new)).map(|id| (*id, (old.class_of(*id), new.class_of(*id)))).collect();
+        // An identity that has a class in the new image must not go on showing another one's until a deletion, even if no
+        // address shows it any more.
+        let lasts: BTreeSet<IdentityId> = used(new).into_iter().chain(new.classes.keys().copied()).collect();
+        let stays: BTreeMap<IdentityId, Pair> = used(old)
+            .iter()
+            .filter(|id| lasts.contains(id))
+            .map(|id| (*id, (old.class_of(*id), new.class_of(*id))))
+            .collect();
         let policies = |image: &Image, id| image.endpoints.get(id).map(|endpoint: &EndpointImage| endpoint.policies);
         let needed = old.endpoints.keys().chain(new.endpoints.keys()).any(|id| policies(old, id) != policies(new, id))
             || stays.values().any(|(before, after)| before != after);
