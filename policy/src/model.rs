@@ -342,7 +342,7 @@ pub enum Verdict {
 /// A decider that is no policy rule. The names are those of records; `reeve_abi::decision::FIXED` has those of the datapath.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "each is explained at the decision of the same name, or in docs/policy.md")]
+#[allow(missing_docs, reason = "those of the datapath are explained at the decision of the same name in reeve-abi")]
 pub enum DefaultDecider {
     NoPolicySelects,
     TierDefault,
