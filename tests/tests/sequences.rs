@@ -134,8 +134,16 @@ impl Questions {
         Self { subjects: subjects.into_iter().collect(), peers: peers.into_iter().collect() }
     }
 
-    fn pick(&self, rng: &mut Rng) -> Option<Question> {
-        let peer = *rng.choice(&self.peers)?;
+    /// Asks about a peer that the operation speaks of, if there is one, or about any.
+    fn pick(&self, image: &Image, op: &Op, rng: &mut Rng) -> Option<Question> {
+        let spoken_of = |peer: &&Address| match op {
+            Op::PutAddress(address, _) | Op::DeleteAddress(address) => address == *peer,
+            Op::PutClass(id, _) | Op::DeleteClass(id) => image.addresses.get(*peer).is_some_and(|v| v.identity == *id),
+            _ => false,
+        };
+        let near: Vec<Address> = self.peers.iter().filter(spoken_of).copied().collect();
+        let peer = if rng.bool() { rng.choice(&near).copied() } else { None };
+        let peer = peer.or_else(|| rng.choice(&self.peers).copied())?;
         let (protocol, port) =
             *rng.choice(&[(6, 80), (6, 8080), (6, 8050), (6, 443), (17, 53), (1, 8 << 8), (47, 0)])?;
         Some(Question {
@@ -212,7 +220,7 @@ fn walk(name: &str, old: &Image, new: &Image, plan: &[Op], rng: &mut Rng) {
     for (nth, op) in plan.iter().enumerate() {
         image.execute(op);
         assert_eq!(dangling(&image, op, &tables), None, "{name}: after op {nth}, {op:?}, of\n{}", shown(plan));
-        for question in (0..25).filter_map(|_| questions.pick(rng)) {
+        for question in (0..25).filter_map(|_| questions.pick(&image, op, rng)) {
             let (before, now, after) = (question.answer(old), question.answer(&image), question.answer(new));
             // Under its new revision an endpoint never answers as before: that answer would stay with a flow.
             let revision = |image: &Image| image.endpoints.get(&question.subject).map(|endpoint| endpoint.revision);
