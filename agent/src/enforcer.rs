@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
-use crate::datapath::{Attachments, Loaded, MapError, Pins, adopt, embedded_object};
+use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::watch::files::Directory;
@@ -16,6 +16,7 @@ use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::engine::Engine;
 use reeve_policy::image::EndpointImage;
+use reeve_policy::limits::Limits;
 use reeve_policy::model::{Level, Problem};
 use reeve_policy::plan::Op;
 use reeve_policy::provenance::{Dictionary, DictionaryEntry};
@@ -91,7 +92,7 @@ impl Enforcer {
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
         Ok(Self {
-            engine: Engine::new(&node, found.revision.0),
+            engine: Engine::with_limits(&node, found.revision.0, limits(&loaded.maps)),
             loaded,
             attachments,
             interfaces,
@@ -324,6 +325,18 @@ impl Enforcer {
 
 fn unread(path: &Path) -> String {
     format!("{} has not been readable yet; the kernel stays as it is", path.display())
+}
+
+/// Half of what each map holds: while a plan is carried out the old rows and the new ones are there together.
+fn limits(maps: &Maps) -> Limits {
+    let half = |capacity: u32| usize::try_from(capacity / 2).unwrap_or(usize::MAX);
+    Limits {
+        networks: half(maps.networks.capacity()),
+        classes: half(maps.classes.capacity()),
+        peers: half(maps.peers.capacity()),
+        ports: half(maps.ports.capacity()),
+        ranges: half(maps.ranges.capacity()),
+    }
 }
 
 /// A row that lets nothing new through: not ready.

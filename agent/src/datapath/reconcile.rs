@@ -21,7 +21,13 @@ pub type Interfaces = BTreeMap<WorkloadId, Device>;
 /// reads the maps back ([`super::adopt::read`]) and plans anew.
 pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), MapError> {
     let mut rest = ops.iter().peekable();
+    let mut flipped = false;
     while let Some(op) = rest.peek() {
+        if flipped && is_removal(op) {
+            grace();
+            flipped = false;
+        }
+        flipped |= matches!(op, Op::PutEndpoint(..));
         match op {
             Op::PutPort(..) => {
                 put(&maps.ports, &mut rest, |op| if let Op::PutPort(k, v) = op { Some((*k, *v)) } else { None })?;
@@ -79,6 +85,23 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
         }
     }
     Ok(())
+}
+
+fn is_removal(op: &Op) -> bool {
+    use Op::{DeleteAddress, DeleteClass, DeleteNetwork, DeletePeer, DeletePort, DeleteRange};
+    matches!(op, DeletePort(_) | DeleteRange(_) | DeletePeer(_) | DeleteClass(_) | DeleteNetwork(_) | DeleteAddress(_))
+}
+
+/// Waits until every program that may still hold an endpoint's old row has ended: what that row refers to goes away
+/// next. `MEMBARRIER_CMD_GLOBAL` waits for a grace period of RCU, under which programs run.
+fn grace() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // A kernel without it (or with isolated CPUs): programs run for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 /// The kernel's row of an endpoint on an interface.
