@@ -75,7 +75,13 @@ impl Stage {
 
     /// Starts the agent and waits until the kernel has everything.
     pub fn start(&mut self) {
-        let agent = self.node.start_agent(AgentOptions::default()).expect("an agent");
+        self.start_with(AgentOptions::default());
+    }
+
+    /// Starts the agent in another way and waits until it has everything.
+    #[track_caller]
+    pub fn start_with(&mut self, options: AgentOptions) {
+        let agent = self.node.start_agent(options).expect("an agent");
         self.records = Some(agent.records());
         self.agent = Some(agent);
         self.settled();

@@ -1,6 +1,6 @@
 //! Input that is bad, late or gone while the agent runs: it goes on, says so, and nothing opens.
 
-use reeve_tests::lab::{Mode, Pod, PodSpec, until};
+use reeve_tests::lab::{AgentOptions, Mode, Pod, PodSpec, until};
 use reeve_tests::stage::{Stage, WEB};
 use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Server};
 use serde_json::json;
@@ -323,4 +323,40 @@ fn change_made_while_the_directory_was_away_is_read_when_it_is_back() {
     stage.settled();
     stage.allows(&guest, &web, WEB, "noPolicySelects");
     stage.allows(&client, &web, WEB, "noPolicySelects");
+}
+
+#[test]
+fn policy_that_the_maps_have_no_room_for_denies_and_says_so() {
+    if crate::skipped() {
+        return;
+    }
+    let mut stage = Stage::new("no-room", Mode::Routed);
+    let (web, client, other) = (
+        stage.pod("web", &[("app", "web")]),
+        stage.pod("client", &[("role", "client")]),
+        stage.pod("other", &[("app", "other")]),
+    );
+    stage.allow_from("a-fits", ("app", "other"), ("role", "client"));
+    let ports: Vec<serde_json::Value> = (0..24).map(|n| json!({ "port": 8080 + n * 7 })).collect();
+    let large = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": ports }] });
+    stage.policy("b-too-large", &large);
+    let settings = stage.lab.directory().join("settings.toml");
+    std::fs::write(&settings, "[map-entries]\nPORTS = 16\n").expect("written");
+    stage.start_with(AgentOptions {
+        arguments: vec!["--config".to_owned(), settings.display().to_string()],
+        ..AgentOptions::default()
+    });
+    assert_eq!((get(&client, &web), get(&client, &other)), (Err(NoAnswer::TimedOut), Ok(())));
+    let told = stage.problems("b-too-large");
+    assert_eq!(told.len(), 1, "{told:?}");
+    let refused = |record: &serde_json::Value| {
+        record["decision"]["default"] == "refusedPolicy" && record["destination"]["pod"] == "web"
+    };
+    stage.records().wait_for(PATIENCE * 5, refused).expect("a record that names the refusal");
+    let small =
+        json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": [{ "port": 8080 }] }] });
+    stage.policy("b-too-large", &small);
+    stage.settled();
+    assert_eq!(get(&client, &web), Ok(()));
+    assert!(stage.problems("b-too-large").is_empty());
 }
