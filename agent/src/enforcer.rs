@@ -12,14 +12,15 @@ use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::watch::files::Directory;
 use anyhow::Context;
+use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::engine::Engine;
 use reeve_policy::image::EndpointImage;
 use reeve_policy::limits::Limits;
-use reeve_policy::model::{Level, Problem};
+use reeve_policy::model::{Level, Problem, Workload};
 use reeve_policy::plan::Op;
-use reeve_policy::provenance::{Dictionary, DictionaryEntry};
+use reeve_policy::provenance::{Dictionary, DictionaryEntry, workload_id};
 use reeve_policy::store::Change;
 use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
@@ -267,6 +268,28 @@ impl Enforcer {
             if let Err(error) = self.find_interface(&links, workload, &image).await {
                 reasons.push(format!("endpoint {workload}: {error:#}"));
             }
+        }
+        self.close_contested(&links).await
+    }
+
+    /// A pod whose address others claim too owns none, so it is not found by it: the device behind a contested address
+    /// is closed, unless it is known to be a pod's and enforced as such.
+    async fn close_contested(&mut self, links: &Links) -> anyhow::Result<()> {
+        let image = self.engine.image();
+        let contested = image.addresses.iter().filter(|(_, value)| value.owner == OWNER_CONTESTED);
+        let contested: Vec<IpAddr> = contested.map(|(address, _)| unmapped(address.0)).collect();
+        for address in contested {
+            let world = self.engine.world();
+            let here = |pod: &&Arc<Workload>| pod.node == self.node && pod.addresses.contains(&address);
+            let Some(claimant) = world.workloads.values().find(here) else { continue };
+            let claimant = workload_id(&claimant.uid);
+            let Place::Device(device) = discover::find(&self.handle, links, address).await? else { continue };
+            if self.attachments.is_attached(device.ifindex) {
+                continue;
+            }
+            self.loaded.maps.endpoints.put(&device.ifindex, &closed(claimant, device.ifindex))?;
+            self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+            tracing::warn!(interface = device.name, %address, "closed: several pods claim the address behind it");
         }
         Ok(())
     }

@@ -145,6 +145,7 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
         Owner::Workload(subject) => {
             Some((Arc::clone(subject), judge(world, &query(subject, Direction::Egress, source, destination))))
         }
+        Owner::Contested => claimant(world, source).map(contested),
         _ => None,
     };
     let ingress = match &to {
@@ -154,10 +155,22 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
         Owner::Workload(subject) => {
             Some((Arc::clone(subject), judge(world, &query(subject, Direction::Ingress, destination, source))))
         }
+        Owner::Contested => claimant(world, destination).map(contested),
         _ => None,
     };
     let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
     Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow } }
+}
+
+/// The first of the pods that claim an address.
+fn claimant(world: &World, address: IpAddr) -> Option<Arc<Workload>> {
+    let address = address.to_canonical();
+    world.workloads.values().find(|pod| pod.addresses.contains(&address)).map(Arc::clone)
+}
+
+/// What becomes of a pod whose address others claim too: it neither sends nor receives by it.
+fn contested(pod: Arc<Workload>) -> (Arc<Workload>, Decision) {
+    (pod, by_default(Verdict::Deny, DefaultDecider::ContestedAddress, Vec::new()))
 }
 
 fn from_own_node(world: &World, subject: &Workload, from: &Owner) -> bool {

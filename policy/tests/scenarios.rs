@@ -1,4 +1,5 @@
-//! Scenarios as text: manifests, then one row for every pod, other pod and port, with verdict and both deciders.
+//! Scenarios as text: manifests, then one row for every pod, other pod and port, with verdict and both deciders;
+//! a line `! object field` for every problem that the manifests make.
 
 use reeve_policy::engine::Engine;
 use reeve_policy::image::mapped;
@@ -73,7 +74,10 @@ fn run(name: &str, text: &str) {
     let (ports, table) = table.split_once('\n').expect("the table begins with its ports");
     let objects = manifest::parse(manifests, name).expect("the manifests are readable");
     let changes: Vec<Change> = objects.into_iter().map(Change::Apply).collect();
-    assert_eq!(Engine::new("node-1", 0).apply(changes.clone()).problems, [], "{name}");
+    let problems = Engine::new("node-1", 0).apply(changes.clone()).problems;
+    let found: Vec<String> = problems.iter().map(|problem| format!("{} {}", problem.object, problem.field)).collect();
+    let told: Vec<&str> = table.lines().filter_map(|row| row.strip_prefix("! ")).collect();
+    assert_eq!(found, told, "{name}: problems");
     let nodes = Nodes::new(&changes);
     let world = nodes.first().world();
     let pods: BTreeMap<&str, IpAddr> =
@@ -84,7 +88,7 @@ fn run(name: &str, text: &str) {
             missing.extend(ports.split_whitespace().map(|port| (*from, *to, port)));
         }
     }
-    for row in table.lines().filter(|row| !row.trim().is_empty() && !row.starts_with('#')) {
+    for row in table.lines().filter(|row| !row.trim().is_empty() && !row.starts_with(['#', '!'])) {
         let [from, to, port, verdict, egress, ingress] = row.split_whitespace().collect::<Vec<_>>()[..] else {
             panic!("{name}: a row has six columns: {row}")
         };

@@ -168,6 +168,25 @@ fn address_that_two_pods_claim_is_closed_and_both_are_named() {
 }
 
 #[test]
+fn pod_whose_address_is_claimed_before_it_is_attached_is_closed() {
+    if crate::skipped() {
+        return;
+    }
+    let mut stage = Stage::new("contested", Mode::Routed);
+    let (web, client) = (stage.pod("web", &[("app", "web")]), stage.pod("client", &[]));
+    let mut twin = web.manifest();
+    twin["metadata"]["name"] = "twin".into();
+    twin["metadata"]["uid"] = "00000000-0000-4000-8000-0000000000fe".into();
+    stage.lab.manifests().write("pod-shop-twin", &twin).expect("written");
+    stage.start();
+    // Nothing selects anybody here: without the quarrel this connection is let through.
+    assert_eq!((get(&client, &web), get(&web, &client)), (Err(NoAnswer::TimedOut), Err(NoAnswer::TimedOut)));
+    stage.lab.manifests().remove("pod-shop-twin").expect("removed");
+    stage.settled();
+    stage.allows(&client, &web, WEB, "noPolicySelects");
+}
+
+#[test]
 fn deleting_the_file_of_a_policy_reopens() {
     if crate::skipped() {
         return;
