@@ -37,8 +37,6 @@ fixed! {
     INCONSISTENT_STATE = 22, "inconsistentState";
     /// Deny: the peer's address is unknown while some address could not be stored.
     ADDRESSES_INCOMPLETE = 23, "addressesIncomplete";
-    /// Deny: an ICMP error that quotes no flow of the pod.
-    UNRELATED_ICMP = 24, "unrelatedIcmp";
     /// Deny: the flow could not be stored, so its replies could not be told.
     FLOW_TABLE_FULL = 25, "flowTableFull";
 }

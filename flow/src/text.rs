@@ -197,7 +197,6 @@ const fn default_name(default: DefaultDecider) -> &'static str {
         DefaultDecider::ForgedNeighbour => "forged neighbour",
         DefaultDecider::InconsistentState => "inconsistent state",
         DefaultDecider::AddressesIncomplete => "addresses incomplete",
-        DefaultDecider::UnrelatedIcmp => "unrelated ICMP",
         DefaultDecider::FlowTableFull => "flow table full",
     }
 }

@@ -75,10 +75,11 @@ pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {
     out
 }
 
-/// Gives content its number. Two contents with one number would be a collision of 64 bits of SHA-256.
+/// Gives content its number. Two contents with one number would be a collision of 64 bits of SHA-256: then the agent
+/// stops rather than let one stand for the other, and what the kernel has goes on being enforced.
 fn intern<K: Ord + Copy + std::fmt::Debug, V: PartialEq>(numbered: &mut BTreeMap<K, V>, number: K, content: V) {
     let held = numbered.get(&number);
-    debug_assert!(held.is_none_or(|held| *held == content), "two contents have the number {number:?}");
+    assert!(held.is_none_or(|held| *held == content), "two contents have the number {number:?}");
     if held.is_none() {
         numbered.insert(number, content);
     }

@@ -361,7 +361,6 @@ pub enum DefaultDecider {
     ForgedNeighbour,
     InconsistentState,
     AddressesIncomplete,
-    UnrelatedIcmp,
     FlowTableFull,
 }
 

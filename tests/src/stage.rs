@@ -1,6 +1,7 @@
 //! A node with pods, their servers and an agent, where each connection is judged three times: by the socket, by the
 //! records and by the oracle.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::demo::attempt::{self, Attempt};
 use crate::lab::{Agent, AgentOptions, Lab, Mode, Node, Pod, PodSpec, Records};
-use crate::traffic::Server;
+use crate::traffic::{self, PATIENCE, Server};
 
 pub use crate::demo::attempt::Probe;
 
@@ -142,4 +143,20 @@ impl Stage {
         let all = self.agent().request("GET", "/problems").and_then(|answer| answer.json()).expect("the problems");
         all.as_array().expect("a list").iter().filter(|problem| problem.to_string().contains(text)).cloned().collect()
     }
+}
+
+/// `web`, which lets `role=client` in, such a client, and a pod that nothing allows; the agent has them all.
+pub fn shop(name: &str, mode: Mode) -> (Stage, Pod, Pod, Pod) {
+    let mut stage = Stage::new(name, mode);
+    let web = stage.pod("web", &[("app", "web")]);
+    let client = stage.pod("client", &[("role", "client")]);
+    let guest = stage.pod("guest", &[]);
+    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
+    stage.start();
+    (stage, web, client, guest)
+}
+
+/// What a connection gets, by its socket alone: where there is no agent, or the facts are in no state for the oracle.
+pub fn get(from: &Pod, to: &Pod) -> traffic::Answer {
+    traffic::connect(from.netns(), SocketAddr::new(to.v4(), 8080), PATIENCE)?.exchange(PATIENCE)
 }

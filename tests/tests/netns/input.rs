@@ -1,34 +1,17 @@
 //! Input that is bad, late or gone while the agent runs: it goes on, says so, and nothing opens.
 
 use reeve_tests::lab::{AgentOptions, Mode, Pod, PodSpec, until};
-use reeve_tests::stage::{Stage, WEB};
-use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Server};
+use reeve_tests::stage::{Stage, WEB, get, shop};
+use reeve_tests::traffic::{NoAnswer, PATIENCE, Server};
 use serde_json::json;
-use std::net::SocketAddr;
 use std::time::Duration;
-
-/// `web`, which lets `role=client` in, such a client, and a pod that nothing allows.
-fn shop(name: &str) -> (Stage, Pod, Pod, Pod) {
-    let mut stage = Stage::new(name, Mode::Routed);
-    let web = stage.pod("web", &[("app", "web")]);
-    let client = stage.pod("client", &[("role", "client")]);
-    let guest = stage.pod("guest", &[]);
-    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
-    stage.start();
-    (stage, web, client, guest)
-}
-
-/// What a connection gets when the manifests directory is in no state for the oracle.
-fn get(from: &Pod, to: &Pod) -> traffic::Answer {
-    traffic::connect(from.netns(), SocketAddr::new(to.v4(), 8080), PATIENCE)?.exchange(PATIENCE)
-}
 
 #[test]
 fn half_written_policy_keeps_its_last_good_version_and_is_named() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("half");
+    let (mut stage, web, client, guest) = shop("half", Mode::Routed);
     assert_eq!(stage.problems("web-clients"), Vec::<serde_json::Value>::new());
     for half in ["", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web-cl"] {
         stage.lab.manifests().write_text("web-clients.yaml", half).expect("written");
@@ -49,7 +32,7 @@ fn broken_file_does_not_keep_others_from_being_enforced() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("broken");
+    let (mut stage, web, client, guest) = shop("broken", Mode::Routed);
     stage.lab.manifests().write_text("broken.yaml", "kind: [").expect("written");
     stage.allow_from("web-clients", ("app", "web"), ("role", "other"));
     guest.set_labels(&[("role", "other")]).expect("relabelled");
@@ -67,7 +50,7 @@ fn agent_that_starts_waits_for_a_file_that_it_cannot_read() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("start-broken");
+    let (mut stage, web, client, guest) = shop("start-broken", Mode::Routed);
     stage.agent().kill9().expect("killed");
     stage.lab.manifests().write_text("web-clients.yaml", "kind: [").expect("written");
     let manifests = stage.lab.clone();
@@ -99,7 +82,7 @@ fn policy_with_a_bad_selector_closes_and_says_so() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("bad-selector");
+    let (mut stage, web, client, guest) = shop("bad-selector", Mode::Routed);
     stage.policy(
         "web-clients",
         &json!({
@@ -124,7 +107,7 @@ fn calico_policy_with_an_unreadable_selector_closes_its_subjects() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("bad-calico");
+    let (mut stage, web, client, guest) = shop("bad-calico", Mode::Routed);
     let object = json!({
         "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
         "metadata": { "name": "unreadable", "namespace": "shop" },
@@ -147,7 +130,7 @@ fn address_that_two_pods_claim_is_closed_and_both_are_named() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("duplicate");
+    let (mut stage, web, client, guest) = shop("duplicate", Mode::Routed);
     let mut twin = client.manifest();
     twin["metadata"]["name"] = "twin".into();
     twin["metadata"]["uid"] = "00000000-0000-4000-8000-0000000000fe".into();
@@ -191,7 +174,7 @@ fn deleting_the_file_of_a_policy_reopens() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("reopen");
+    let (mut stage, web, client, guest) = shop("reopen", Mode::Routed);
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.lab.manifests().write_text("web-clients.yaml", "kind: [").expect("written");
     stage.settled();
@@ -206,7 +189,7 @@ fn pod_whose_manifest_comes_before_its_interface_is_enforced_when_that_comes() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("late");
+    let (mut stage, web, client, guest) = shop("late", Mode::Routed);
     // A pod that is wired and unwired again, so that its manifest is there and its interface is not.
     let late = stage.node.pod(PodSpec::new("shop", "late").label("app", "web")).expect("a pod");
     let manifest = late.manifest();
@@ -254,7 +237,7 @@ fn interface_that_is_made_anew_is_enforced_anew() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("anew");
+    let (mut stage, web, client, guest) = shop("anew", Mode::Routed);
     let before = stage.endpoint(&web).expect("an endpoint")["ifindex"].clone();
     stage.node.netns().ip(&[format!("link del {}", web.host_side())]).expect("removed");
     stage.settled();
@@ -280,7 +263,7 @@ fn interface_that_is_replaced_at_once_is_heard_of() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("replaced");
+    let (mut stage, web, client, guest) = shop("replaced", Mode::Routed);
     let before = stage.endpoint(&web).expect("an endpoint")["ifindex"].clone();
     stage.node.netns().ip(&[format!("link del {}", web.host_side())]).expect("removed");
     rewire(&stage, &web);
@@ -294,7 +277,7 @@ fn removed_pods_device_stays_closed_until_it_goes() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("closing");
+    let (mut stage, web, client, guest) = shop("closing", Mode::Routed);
     stage.allows(&client, &web, WEB, "web-clients");
     client.remove_manifest().expect("removed");
     stage.settled();
@@ -312,7 +295,7 @@ fn directory_that_cannot_be_listed_leaves_enforcement_and_readiness_says_why() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("unlisted");
+    let (mut stage, web, client, guest) = shop("unlisted", Mode::Routed);
     let (here, away) = (stage.node.manifests_directory(), stage.node.run_directory().with_file_name("away"));
     std::fs::rename(&here, &away).expect("moved away");
     let answer = stage.agent().request("POST", "/sync").expect("an answer");
@@ -332,7 +315,7 @@ fn change_made_while_the_directory_was_away_is_read_when_it_is_back() {
     if crate::skipped() {
         return;
     }
-    let (mut stage, web, client, guest) = shop("not-lost");
+    let (mut stage, web, client, guest) = shop("not-lost", Mode::Routed);
     let (here, away) = (stage.node.manifests_directory(), stage.node.run_directory().with_file_name("away"));
     std::fs::rename(&here, &away).expect("moved away");
     assert_eq!(stage.agent().request("POST", "/sync").expect("an answer").status, 504);

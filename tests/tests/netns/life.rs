@@ -1,7 +1,7 @@
 //! The agent's life: killed, stopped, started again, started twice, uninstalled.
 
-use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
-use reeve_tests::stage::{Stage, WEB};
+use reeve_tests::lab::{AgentOptions, Mode, agent_program, until};
+use reeve_tests::stage::{Stage, WEB, get, shop};
 use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Tcp};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
@@ -9,21 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// `web`, which lets `role=client` in, such a client, and a pod that nothing allows.
-fn shop(name: &str, mode: Mode) -> (Stage, Pod, Pod, Pod) {
-    let mut stage = Stage::new(name, mode);
-    let web = stage.pod("web", &[("app", "web")]);
-    let client = stage.pod("client", &[("role", "client")]);
-    let guest = stage.pod("guest", &[]);
-    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
-    stage.start();
-    (stage, web, client, guest)
-}
-
-fn get(from: &Pod, to: &Pod) -> traffic::Answer {
-    traffic::connect(from.netns(), SocketAddr::new(to.v4(), 8080), PATIENCE)?.exchange(PATIENCE)
-}
 
 /// Runs the agent's program to its end, with the node's directories.
 fn run(stage: &Stage, arguments: &[&str]) -> Output {
