@@ -30,7 +30,19 @@ pub struct Config {
     pub deny_report_ns: u64,
     /// Least time between two flushes of an active flow's counters into `EDGES`, in ns.
     pub flush_ns: u64,
+    /// Lowest of the bits of `skb->mark` that are used, as a bit number; see `crate::mark`.
+    pub mark_shift: u32,
+    /// Slots that each CPU writes in turn, a power of two.
+    pub slots_per_cpu: u32,
+    /// `CONFIG_*` bits.
+    pub flags: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
+
+/// Nothing keeps a pending packet from leaving by a device without program: egress is judged by the destination that
+/// the pod shows as well.
+pub const CONFIG_UNGUARDED: u32 = 1;
 
 impl Config {
     /// Defaults: the kernel's own connection tracking timeouts, an established TCP flow excepted (one day).
@@ -47,10 +59,14 @@ impl Config {
         other_ns: 600 * SECOND_NS,
         deny_report_ns: SECOND_NS,
         flush_ns: SECOND_NS,
+        mark_shift: crate::mark::DEFAULT_SHIFT,
+        slots_per_cpu: 64,
+        flags: 0,
+        reserved: 0,
     };
 }
 
 /// One second in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-crate::pin_size!(Config = 88);
+crate::pin_size!(Config = 104);

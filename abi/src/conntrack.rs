@@ -24,6 +24,11 @@ pub const KEY_FROM_POD: u32 = 1 << 8;
 /// In [`FlowKey::protocol`]: the other side asked.
 pub const KEY_TO_POD: u32 = 1 << 9;
 
+/// In [`FragmentKey::protocol`]: seen as it left the node.
+pub const KEY_LEAVING: u32 = 1 << 10;
+/// In [`FragmentKey::protocol`]: seen as a local process got it.
+pub const KEY_TO_HOST: u32 = 1 << 11;
+
 /// Map `FLOWS`: value. Written by the programs; the agent deletes what has expired.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -54,6 +59,11 @@ pub struct FlowValue {
     pub flushed_bytes: [u64; 2],
     /// Address epoch when the peer's address was looked up.
     pub address_epoch: u64,
+    /// Who the other side really is, where the key's remote address is one that translation put there: the destination
+    /// reached behind a Service, or the client behind this node's address. Zero: the key says it.
+    pub real: Address,
+    /// The destination before translation, where it was another one than that reached. Zero: none.
+    pub service: Address,
     /// Original direction: `DIRECTION_*`.
     pub direction: u32,
     /// `VERDICT_*`.
@@ -64,8 +74,8 @@ pub struct FlowValue {
     pub port: u32,
     /// Through which device packets to the pod were found to come rightly: interface index + 1 (1: made on this node), 0: not seen yet.
     pub arrives_by: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// Port that goes with `real` << 16 | port that goes with `service`, host byte order.
+    pub rewritten_ports: u32,
 }
 
 /// A packet went in the original direction.
@@ -84,6 +94,16 @@ pub const FLOW_PEER_UNKNOWN: u32 = 32;
 pub const FLOW_OWN_NODE: u32 = 64;
 /// TCP picked up without a SYN.
 pub const FLOW_PICKED_UP: u32 = 128;
+/// Sent by the pod and judged where the destination is known that it really reaches, each packet anew.
+pub const FLOW_PENDING: u32 = 256;
+/// The key's remote address is this node's own and stands for somebody else: `real` if that is known, else nobody.
+pub const FLOW_MASQUERADED: u32 = 512;
+/// What arrives comes from a pod's device of this node, so it carries a mark.
+pub const FLOW_ARRIVES_MARKED: u32 = 1024;
+/// The pod reaches itself through a translation.
+pub const FLOW_SELF: u32 = 2048;
+/// A local process receives what the pod sends, whatever address it is sent to.
+pub const FLOW_TO_HOST: u32 = 4096;
 
 /// Map `DENIED`: value. Key: [`FlowKey`] with `KEY_FROM_POD` or `KEY_TO_POD` set.
 #[repr(C, align(8))]
@@ -139,4 +159,4 @@ pub struct FragmentValue {
     pub seen_ns: u64,
 }
 
-crate::pin_size!(FlowKey = 32, FlowValue = 160, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);
+crate::pin_size!(FlowKey = 32, FlowValue = 192, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);

@@ -21,6 +21,8 @@ fixed! {
     RELATED_ICMP = 4, "relatedIcmp";
     /// Allow: ARP or neighbour discovery for the pod's own addresses.
     NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
+    /// Allow: the pod reaches itself through a translation.
+    SELF = 6, "self";
     /// Deny: headers that cannot be read.
     MALFORMED_PACKET = 16, "malformedPacket";
     /// Deny: a source address that is not the sender's.
@@ -39,4 +41,6 @@ fixed! {
     ADDRESSES_INCOMPLETE = 23, "addressesIncomplete";
     /// Deny: the flow could not be stored, so its replies could not be told.
     FLOW_TABLE_FULL = 25, "flowTableFull";
+    /// Deny: it comes from a pod's device, and what was noted of it there is gone.
+    MARK_LOST = 26, "markLost";
 }

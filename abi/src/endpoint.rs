@@ -27,8 +27,8 @@ pub struct EndpointValue {
     pub address_v6: Address,
     /// Its IPv4 address, mapped, zero if none.
     pub address_v4: Address,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// Interface index of the bridge that the interface is a port of, else 0.
+    pub bridge: u32,
     /// Interface index, second copy.
     pub tail_ifindex: u32,
     /// Revision, second copy.
@@ -39,6 +39,8 @@ pub struct EndpointValue {
 pub const ENDPOINT_READY: u32 = 1;
 /// An address could not be stored: a look-up that misses is denied for selected subjects.
 pub const ENDPOINT_ADDRESSES_INCOMPLETE: u32 = 2;
+/// Programs are attached: whatever comes from the interface carries a mark.
+pub const ENDPOINT_MARKS: u32 = 4;
 
 /// Towards the pod.
 pub const DIRECTION_INGRESS: u32 = 0;

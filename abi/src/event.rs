@@ -30,8 +30,10 @@ pub struct Event {
     pub previous: DecisionId,
     /// The pod's address.
     pub local: Address,
-    /// The other side's address.
+    /// The other side's address, as it really is where translation hides it.
     pub remote: Address,
+    /// The destination before translation, where it was another one than that reached; else zero.
+    pub service: Address,
     /// Packets in the original direction, and back; denied: packets not told before, 0.
     pub packets: [u64; 2],
     /// Bytes in the original direction, and back.
@@ -54,8 +56,10 @@ pub struct Event {
     pub hook: u8,
     /// `EVENT_FLAG_*` bits.
     pub flags: u8,
+    /// Port that goes with `service`, host byte order.
+    pub service_port: u16,
     /// Unused, zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 
 /// A flow was judged and allowed.
@@ -71,10 +75,16 @@ pub const EVENT_CLOSED: u8 = 4;
 pub const HOOK_FROM_POD: u8 = 1;
 /// Judged at `ToPod`.
 pub const HOOK_TO_POD: u8 = 2;
+/// Judged as it left the node.
+pub const HOOK_UPLINK: u8 = 3;
+/// Judged as a local process got it.
+pub const HOOK_HOST_IN: u8 = 4;
 
 /// The flow was picked up in the middle (TCP without SYN).
 pub const EVENT_FLAG_PICKED_UP: u8 = 1;
 /// The flow was live under an allow and is cut by this judgement.
 pub const EVENT_FLAG_CUT: u8 = 2;
+/// The peer shows another node's address, which that node may have put there for somebody else.
+pub const EVENT_FLAG_MAY_BE_MASQUERADED: u8 = 4;
 
-crate::pin_size!(Event = 168);
+crate::pin_size!(Event = 184);

@@ -55,3 +55,5 @@ pub const IDENTITY_WORLD: IdentityId = IdentityId(1);
 pub const IDENTITY_HOST: IdentityId = IdentityId(2);
 /// An address that several pods claim: nobody's, closed for every selected subject.
 pub const IDENTITY_CONTESTED: IdentityId = IdentityId(3);
+/// Somebody whom this node's own address stands for, and nobody noted who: matched by CIDR rules only.
+pub const IDENTITY_MASQUERADED: IdentityId = IdentityId(4);

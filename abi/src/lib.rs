@@ -8,15 +8,18 @@ pub mod address;
 pub mod config;
 pub mod conntrack;
 pub mod decision;
+pub mod device;
 pub mod edge;
 pub mod endpoint;
 pub mod event;
 pub mod ids;
+pub mod mark;
 pub mod policy;
+pub mod service;
 pub mod stats;
 
 /// Version of all layouts in this crate; it is kept in the pinned `CONFIG` map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Asserts at compile time that a structure has the size that both sides expect, in bytes.
 macro_rules! pin_size {

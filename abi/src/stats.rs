@@ -45,7 +45,15 @@ stats! {
     FRAGMENTS_LOST = 16, "fragments_lost";
     /// ICMP errors let through because they quote a live flow.
     RELATED_ICMP = 17, "related_icmp";
+    /// Packets of pods sent on to be judged where their destination is known.
+    PENDING = 18, "pending";
+    /// Packets denied because what their mark refers to is gone.
+    MARK_LOST = 19, "mark_lost";
+    /// Packets to Services from outside whose client was noted.
+    CLIENT_NOTED = 20, "client_noted";
+    /// Foreign marks taken off packets that entered the node.
+    MARK_CLEARED = 21, "mark_cleared";
 }
 
 /// Number of entries of map `STATS`.
-pub const COUNT: u32 = 18;
+pub const COUNT: u32 = 22;

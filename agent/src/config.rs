@@ -1,6 +1,7 @@
 //! Settings: a flag beats the `REEVE_*` environment, which beats the TOML file, which beats the default.
 
 use clap::Parser;
+use reeve_abi::mark;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,6 +34,9 @@ pub struct Given {
     /// A cgroup2 mount.
     #[arg(long, env = "REEVE_CGROUP")]
     pub cgroup: Option<PathBuf>,
+    /// Bits of packet marks to use: 14 in a row.
+    #[arg(long, env = "REEVE_MARK_MASK")]
+    pub mark_mask: Option<MarkMask>,
     /// Where flow records go: a file, or `stdout`.
     #[arg(long, env = "REEVE_RECORDS")]
     pub records: Option<String>,
@@ -58,10 +62,54 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub state_dir: PathBuf,
     pub cgroup: PathBuf,
+    pub mark_mask: MarkMask,
     pub records: String,
     pub metrics_listen: SocketAddr,
     pub window_seconds: u64,
     pub map_entries: BTreeMap<String, u32>,
+}
+
+/// The bits of packet marks that the programs use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MarkMask {
+    /// Number of the lowest bit.
+    pub shift: u32,
+}
+
+impl Default for MarkMask {
+    fn default() -> Self {
+        Self { shift: mark::DEFAULT_SHIFT }
+    }
+}
+
+impl std::str::FromStr for MarkMask {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hex = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+        let bits = hex.map_or_else(|| text.parse(), |hex| u32::from_str_radix(hex, 16));
+        let bits = bits.map_err(|error| format!("mark mask {text:?} is no number of 32 bits: {error}"))?;
+        let shift = bits.trailing_zeros();
+        if bits == 0 || bits >> shift != mark::MASK {
+            return Err(format!("mark mask {text:?} is not {} bits in a row, such as 0x3fff0000", mark::MASK.count_ones()));
+        }
+        Ok(Self { shift })
+    }
+}
+
+impl TryFrom<String> for MarkMask {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<MarkMask> for String {
+    fn from(mask: MarkMask) -> Self {
+        format!("{:#010x}", mark::MASK << mask.shift)
+    }
 }
 
 /// The settings cannot be used.
@@ -92,6 +140,7 @@ impl Given {
             run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/reeve".into()),
             state_dir: self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/reeve".into()),
             cgroup: self.cgroup.or(file.cgroup).unwrap_or_else(|| "/sys/fs/cgroup".into()),
+            mark_mask: self.mark_mask.or(file.mark_mask).unwrap_or_default(),
             records: self.records.or(file.records).unwrap_or_else(|| "stdout".to_owned()),
             metrics_listen: self.metrics_listen.or(file.metrics_listen).unwrap_or((Ipv4Addr::LOCALHOST, 9464).into()),
             window_seconds: self.window_seconds.or(file.window_seconds).unwrap_or(60).max(1),
@@ -136,6 +185,19 @@ mod tests {
         assert_eq!(config.node.as_deref(), Some("flag"));
         assert_eq!((config.records.as_str(), config.run_dir.as_path()), ("/records", Path::new("/run/reeve")));
         assert_eq!(config.map_entries, BTreeMap::from([("FLOWS".to_owned(), 64)]));
+    }
+
+    #[test]
+    fn a_mark_mask_is_fourteen_bits_in_a_row() {
+        for (text, want) in
+            [("0x3fff0000", Some(16)), ("0x3fff", Some(0)), ("4294705152", Some(18)), ("0xffff0000", None), ("0", None)]
+        {
+            assert_eq!(text.parse::<MarkMask>().ok().map(|mask| mask.shift), want, "{text}");
+        }
+        let said = "0x3ffe8000x".parse::<MarkMask>().expect_err("no number");
+        assert!(said.contains("0x3ffe8000x"), "{said}");
+        assert_eq!(String::from(MarkMask::default()), "0x3fff0000");
+        assert!(Given::try_parse_from(["reeve-agent", "--mark-mask", "0xff"]).is_err());
     }
 
     #[test]

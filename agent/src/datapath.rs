@@ -3,10 +3,12 @@
 pub mod adopt;
 pub mod attach;
 pub mod discover;
+pub mod guard;
 pub mod load;
 pub mod maps;
 pub mod reconcile;
 mod syscall;
+pub mod uplinks;
 
 pub use attach::Attachments;
 pub use load::{Adopted, LoadError, Loaded, Pins};

@@ -5,15 +5,20 @@
 
 use crate::config::Config;
 use crate::datapath::discover::{self, Links, Place};
+use crate::datapath::guard::{self, Guard};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
+use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::watch::files::Directory;
 use anyhow::Context;
 use reeve_abi::address::OWNER_CONTESTED;
-use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::config::CONFIG_UNGUARDED;
+use reeve_abi::device::{DEVICE_POD_BRIDGE, DEVICE_UPLINK, DeviceValue};
+use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
+use reeve_abi::{self as abi, mark};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::engine::Engine;
 use reeve_policy::image::EndpointImage;
@@ -25,7 +30,7 @@ use reeve_policy::store::Change;
 use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -44,6 +49,11 @@ pub struct Enforcer {
     pub(crate) engine: Engine,
     pub(crate) loaded: Loaded,
     pub(crate) attachments: Attachments,
+    pub(crate) uplinks: Uplinks,
+    guard: Guard,
+    /// Whether nothing unjudged can leave by a device without program.
+    pub(crate) guarded: bool,
+    cgroup: PathBuf,
     pub(crate) interfaces: Interfaces,
     pub(crate) directory: Directory,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
@@ -77,10 +87,12 @@ impl Enforcer {
         let node = config.node.clone().context("which node is this? give --node NAME")?;
         let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
+        guard::look_for_others(config.mark_mask.shift)?;
         let loaded = Loaded::load(embedded_object(), Pins::Directory(&config.map_pins()), &config.map_entries)?;
         for map in &loaded.replaced_maps {
             tracing::warn!(map, "a pinned map had another layout; it was moved away");
         }
+        configure(&loaded.maps, config.mark_mask.shift)?;
         let mut attachments = Attachments::new(Some(&config.link_pins()))?;
         let found = adopt::read(&loaded.maps)?;
         let mut interfaces = Interfaces::new();
@@ -90,12 +102,18 @@ impl Enforcer {
         }
         let mut loaded = loaded;
         let resumed = attachments.resume(&mut loaded)?;
+        let mut uplinks = Uplinks::new(Some(&config.link_pins()));
+        uplinks.resume(&mut loaded)?;
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
         Ok(Self {
             engine: Engine::with_limits(&node, found.revision.0, limits(&loaded.maps)),
             loaded,
             attachments,
+            uplinks,
+            guard: Guard::new(config.mark_mask.shift),
+            guarded: true,
+            cgroup: config.cgroup.clone(),
             interfaces,
             directory: Directory::new(&manifests),
             local_addresses: BTreeSet::new(),
@@ -269,7 +287,39 @@ impl Enforcer {
                 reasons.push(format!("endpoint {workload}: {error:#}"));
             }
         }
-        self.close_contested(&links).await
+        self.close_contested(&links).await?;
+        self.hook_devices(&links, reasons)
+    }
+
+    /// Puts the programs for what leaves and enters the node on every device that is no pod's, and on the cgroup of its
+    /// processes. Where something pending could get away unjudged, pods' packets are judged by what they show as well.
+    fn hook_devices(&mut self, links: &Links, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        let maps = &self.loaded.maps;
+        let pods: BTreeSet<u32> = maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        let bridges: BTreeSet<u32> =
+            self.interfaces.values().map(|device| device.bridge).filter(|bridge| *bridge != 0).collect();
+        let devices = links.uplinks(&pods, &bridges);
+        let mut rows: BTreeMap<u32, DeviceValue> = devices
+            .iter()
+            .map(|(ifindex, device)| {
+                (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes })
+            })
+            .collect();
+        rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
+        reconcile::follow(&maps.devices, &rows)?;
+        let mut failed: Vec<String> =
+            self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)).collect();
+        failed.extend(self.uplinks.attach_host(&mut self.loaded, &self.cgroup).err().map(|error| sentence(&error)));
+        let hooked = self.attachments.attached().chain(self.uplinks.attached()).chain(bridges).collect();
+        failed.extend(self.guard.follow(&hooked).err().map(|error| sentence(&error)));
+        self.guarded = failed.is_empty();
+        reasons.extend(failed);
+        let config = self.loaded.maps.config.get(&0)?.unwrap_or(abi::config::Config::DEFAULT);
+        let flags = if self.guarded { 0 } else { CONFIG_UNGUARDED };
+        if config.flags != flags {
+            self.loaded.maps.config.put(&0, &abi::config::Config { flags, ..config })?;
+        }
+        Ok(())
     }
 
     /// A pod whose address others claim too owns none, so it is not found by it: the device behind a contested address
@@ -332,9 +382,17 @@ impl Enforcer {
                 self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
         }
-        let row = reconcile::endpoint_row(workload, image, device.ifindex);
-        self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+        if device.bridge != 0 {
+            // What passes over the bridge keeps its mark until it reaches a pod.
+            self.loaded.maps.devices.put(&device.bridge, &POD_BRIDGE)?;
+            self.uplinks.release(device.bridge)?;
+        }
+        let row = reconcile::endpoint_row(workload, image, &device);
+        // Without its programs nothing that it sends is marked.
+        let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..row };
+        self.loaded.maps.endpoints.put(&device.ifindex, &unmarked)?;
         self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+        self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved
@@ -360,6 +418,25 @@ fn limits(maps: &Maps) -> Limits {
         ports: half(maps.ports.capacity()),
         ranges: half(maps.ranges.capacity()),
     }
+}
+
+/// A bridge with ports of pods.
+const POD_BRIDGE: DeviceValue = DeviceValue { kind: DEVICE_POD_BRIDGE, header_bytes: 14 };
+
+/// Tells the programs which bits of marks they may use, and how many slots each CPU has.
+fn configure(maps: &Maps, mark_shift: u32) -> anyhow::Result<()> {
+    let cpus = std::fs::read_to_string("/sys/devices/system/cpu/possible").context("the CPUs cannot be counted")?;
+    let last = cpus.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<u32>().ok());
+    let cpus = last.with_context(|| format!("/sys/devices/system/cpu/possible says {cpus:?}"))? + 1;
+    let slots_per_cpu = 1 << (mark::SLOTS / cpus).max(1).ilog2();
+    let config = maps.config.get(&0)?.unwrap_or(abi::config::Config::DEFAULT);
+    maps.config.put(&0, &abi::config::Config { mark_shift, slots_per_cpu, ..config })?;
+    Ok(())
+}
+
+/// An error with its causes.
+fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A row that lets nothing new through: not ready.

@@ -31,6 +31,9 @@ fn main() -> anyhow::Result<()> {
             for path in reeve_agent::uninstall::uninstall(&config)? {
                 println!("removed {}", path.display());
             }
+            if reeve_agent::datapath::guard::remove()? {
+                println!("removed table {}", reeve_agent::datapath::guard::TABLE);
+            }
             Ok(())
         }
         None => {

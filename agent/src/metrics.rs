@@ -56,6 +56,7 @@ pub struct Metrics {
     pub apply_seconds: Histogram,
     pub compile_seconds: Histogram,
     pub adopted_links: Gauge,
+    pub hooks: Family<StateLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -77,6 +78,7 @@ impl Default for Metrics {
             apply_seconds: Histogram::new(buckets()),
             compile_seconds: Histogram::new(buckets()),
             adopted_links: Gauge::default(),
+            hooks: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
@@ -97,6 +99,7 @@ impl Default for Metrics {
         registry.register("apply_seconds", "From the change seen to the kernel", metrics.apply_seconds.clone());
         registry.register("compile_seconds", "Time to compile a change", metrics.compile_seconds.clone());
         registry.register("adopted_links", "Links taken over from an earlier agent", metrics.adopted_links.clone());
+        registry.register("hooks", "Places where traffic of no one pod is judged", metrics.hooks.clone());
         let build = prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's build", build);
         metrics
@@ -131,6 +134,9 @@ impl Metrics {
         self.endpoints.get_or_create(&state("unattached")).set(gauge(enforcer.waiting.len()));
         self.problems.get_or_create(&state("warning")).set(gauge(enforcer.problem_count(Level::Warning)));
         self.problems.get_or_create(&state("note")).set(gauge(enforcer.problem_count(Level::Note)));
+        self.hooks.get_or_create(&state("uplink")).set(gauge(enforcer.uplinks.attached().count()));
+        self.hooks.get_or_create(&state("host")).set(i64::from(enforcer.uplinks.has_host()));
+        self.hooks.get_or_create(&state("guarded")).set(i64::from(enforcer.guarded));
         let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
         self.identities.set(gauge(identities.len()));
         self.policies.set(gauge(enforcer.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum()));

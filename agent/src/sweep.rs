@@ -62,6 +62,8 @@ impl Enforcer {
     fn closing(&self, key: &FlowKey, value: &FlowValue, protocol: u8, now_ns: u64) -> Event {
         let endpoint = self.engine.image().endpoints.get(&key.workload).copied().unwrap_or_default();
         let local: Address = if key.remote.is_v4() { endpoint.address_v4 } else { endpoint.address_v6 };
+        let rewritten = value.real != Address::default();
+        let service_port = u16::try_from(value.rewritten_ports & 0xffff).unwrap_or_default();
         let icmp = matches!(protocol, 1 | 58);
         Event {
             time_ns: now_ns,
@@ -74,10 +76,16 @@ impl Enforcer {
             peer_identity: value.peer_identity,
             decision: value.decision,
             local,
-            remote: key.remote,
+            remote: if rewritten { value.real } else { key.remote },
+            service: value.service,
+            service_port,
             packets: value.packets,
             bytes: value.bytes,
-            ports: if icmp { 0 } else { key.ports },
+            ports: match (icmp, rewritten) {
+                (true, _) => 0,
+                (false, true) => key.ports & !0xffff | value.rewritten_ports >> 16,
+                (false, false) => key.ports,
+            },
             port: value.port,
             ifindex: self.interfaces.get(&key.workload).map_or(0, |device| device.ifindex),
             protocol,

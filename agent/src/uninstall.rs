@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::datapath::maps::PINNED;
+use crate::datapath::uplinks;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +22,11 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     let mut removed = Vec::new();
     let (links, maps) = (config.link_pins(), config.map_pins());
     for path in entries(&links)? {
-        let link = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
-        if link.is_some_and(|(ifindex, side)| ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to")) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let pods = name.split_once('-').is_some_and(|(ifindex, side)| {
+            ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to")
+        });
+        if pods || uplinks::is_pin(name) {
             file(path, &mut removed)?;
         }
     }
@@ -76,15 +80,17 @@ mod tests {
         }
         let foreign = config.link_pins().join("somebody");
         for path in
-            [config.link_pins().join("6-from"), config.map_pins().join("FLOWS"), config.dictionary(), foreign.clone()]
+            [config.link_pins().join("6-from"), config.link_pins().join("host-in"), config.map_pins().join("FLOWS"), config.dictionary(), foreign.clone()]
         {
             std::fs::write(path, "").expect("written");
         }
-        let removed = uninstall(&config).expect("removed");
+        let mut removed = uninstall(&config).expect("removed");
+        removed[..2].sort();
         assert_eq!(
             removed,
             [
                 config.link_pins().join("6-from"),
+                config.link_pins().join("host-in"),
                 config.map_pins().join("FLOWS"),
                 config.dictionary(),
                 config.map_pins()

@@ -1,44 +1,46 @@
-//! The walk's surroundings in the kernel: a TC context and BPF maps.
+//! The walk's surroundings in the kernel: a packet's context and BPF maps.
 
 use crate::maps;
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated};
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::TcContext;
 use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::env::Env;
 
 const BPF_NOEXIST: u64 = 1;
 
 /// One run of a program.
-pub struct Kernel<'a> {
-    /// Its packet.
-    pub ctx: &'a TcContext,
+pub struct Kernel {
+    /// Its packet, valid for the whole run.
+    pub skb: *mut __sk_buff,
 }
 
-impl Kernel<'_> {
+impl Kernel {
     #[inline(always)]
-    fn skb(&self) -> &aya_ebpf::bindings::__sk_buff {
+    fn skb(&self) -> &__sk_buff {
         // SAFETY: the kernel passes a valid context for the whole run.
-        unsafe { &*self.ctx.skb.skb }
+        unsafe { &*self.skb }
     }
 }
 
-impl Env for Kernel<'_> {
+impl Env for Kernel {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         // SAFETY: `into` has N bytes; the helper copies from linear and paged parts alike, or fails whole.
         unsafe {
-            generated::bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0
+            generated::bpf_skb_load_bytes(self.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0
         }
     }
     #[inline(always)]
@@ -63,6 +65,20 @@ impl Env for Kernel<'_> {
         self.skb().ingress_ifindex
     }
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        self.skb().mark
+    }
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: valid for the whole run; the kernel lets programs write this field.
+        unsafe { (&raw mut (*self.skb).mark).write(mark) }
+    }
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_smp_processor_id() as u32 }
+    }
+    #[inline(always)]
     fn now_ns(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_ns() }
@@ -84,6 +100,25 @@ impl Env for Kernel<'_> {
             i += 1;
         }
         true
+    }
+    #[inline(always)]
+    fn endpoint_flags(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: one word, read once.
+        maps::ENDPOINTS.get_ptr(&ifindex).map(|found| unsafe { (&raw const (*found).flags).read_volatile() })
+    }
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<DeviceValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::DEVICES.get(&ifindex) }.copied()
+    }
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::SERVICES.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn slot(&self, number: u32) -> Option<NonNull<SlotValue>> {
+        maps::SLOTS.get_ptr_mut(number).and_then(NonNull::new)
     }
     #[inline(always)]
     fn address(&self, address: &Address) -> Option<AddressValue> {

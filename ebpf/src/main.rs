@@ -1,4 +1,4 @@
-//! Entry points of the TC programs; everything they do is in `reeve-packet`.
+//! Entry points of the programs; everything they do is in `reeve-packet`.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -8,35 +8,60 @@ mod kernel;
 mod maps;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::macros::{cgroup_skb, classifier};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 use kernel::Kernel;
 use reeve_packet::env::{Action, Hook};
-use reeve_packet::walk;
+use reeve_packet::walk::{self, Scratch};
+use reeve_packet::uplink;
 
 /// TC ingress of a pod's host-side device: what the pod sends.
 #[classifier]
 pub fn reeve_from_pod(ctx: TcContext) -> i32 {
-    judge(&ctx, Hook::FromPod)
+    verdict(ctx.skb.skb, |kernel, scratch| walk::run(kernel, Hook::FromPod, scratch))
 }
 
 /// TC egress of a pod's host-side device: what the pod receives.
 #[classifier]
 pub fn reeve_to_pod(ctx: TcContext) -> i32 {
-    judge(&ctx, Hook::ToPod)
+    verdict(ctx.skb.skb, |kernel, scratch| walk::run(kernel, Hook::ToPod, scratch))
+}
+
+/// TC egress of a device that is no pod's: what leaves the node.
+#[classifier]
+pub fn reeve_uplink(ctx: TcContext) -> i32 {
+    verdict(ctx.skb.skb, uplink::leaving)
+}
+
+/// TC ingress of a device that is no pod's: what enters the node.
+#[classifier]
+pub fn reeve_uplink_in(ctx: TcContext) -> i32 {
+    verdict(ctx.skb.skb, uplink::entering)
+}
+
+/// Ingress of a cgroup: what local processes receive. 1 lets through.
+#[cgroup_skb(ingress)]
+pub fn reeve_host_in(ctx: SkBuffContext) -> i32 {
+    i32::from(judge(ctx.skb.skb, uplink::received) == Some(Action::Continue))
 }
 
 #[inline(always)]
-fn judge(ctx: &TcContext, hook: Hook) -> i32 {
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT };
-    // SAFETY: one element per CPU, and a program is neither migrated nor interrupted by another run of itself: TC runs
-    // with bottom halves disabled.
-    let scratch = unsafe { &mut *scratch };
-    match walk::run(&Kernel { ctx }, hook, scratch) {
+fn verdict(skb: *mut __sk_buff, judged_by: impl Fn(&Kernel, &mut Scratch) -> Action) -> i32 {
+    match judge(skb, judged_by) {
         // Not `TC_ACT_OK`: others in the chain still have their say.
-        Action::Continue => TC_ACT_UNSPEC,
-        Action::Drop => TC_ACT_SHOT,
+        Some(Action::Continue) => TC_ACT_UNSPEC,
+        Some(Action::Drop) | None => TC_ACT_SHOT,
     }
+}
+
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, judged_by: impl Fn(&Kernel, &mut Scratch) -> Action) -> Option<Action> {
+    let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: one element per CPU, and a program is neither migrated nor interrupted by another run of itself: TC runs
+    // with bottom halves disabled, and sockets' filters run where packets are received, which is the same.
+    let scratch = unsafe { &mut *scratch };
+    Some(judged_by(&Kernel { skb }, scratch))
 }
 
 #[cfg(not(test))]

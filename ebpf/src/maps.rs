@@ -6,9 +6,12 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use reeve_abi::address::{Address, AddressValue, NetworkValue};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::mark::{SLOTS as SLOTS_COUNT, SlotValue};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::walk::Scratch;
 
 /// Interface index -> endpoint.
@@ -17,6 +20,12 @@ pub static ENDPOINTS: HashMap<u32, EndpointValue> = HashMap::with_max_entries(4_
 /// Exact address -> owner.
 #[map]
 pub static ADDRESSES: HashMap<Address, AddressValue> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+/// Interface index -> what it is, if it is no pod's.
+#[map]
+pub static DEVICES: HashMap<u32, DeviceValue> = HashMap::with_max_entries(4_096, 0);
+/// (address, port, protocol) -> stands for others.
+#[map]
+pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 /// Prefix -> identity.
 #[map]
 pub static NETWORKS: LpmTrie<[u8; 16], NetworkValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
@@ -45,6 +54,9 @@ pub static DENIED: LruHashMap<FlowKey, DeniedValue> = LruHashMap::with_max_entri
 /// Ports of fragmented packets.
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8_192, 0);
+/// What the first hook of a packet noted; each CPU writes its own.
+#[map]
+pub static SLOTS: Array<SlotValue> = Array::with_max_entries(SLOTS_COUNT, 0);
 /// Exact counts.
 #[map]
 pub static EDGES: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);

@@ -65,6 +65,7 @@ pub fn window<N: Names>(
         policy_revision: key.revision.0,
         source,
         destination,
+        service: None,
         protocol,
         icmp: icmp(protocol, port),
         packets: value.packets.into(),

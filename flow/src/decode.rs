@@ -51,6 +51,10 @@ pub enum Hook {
     FromPod,
     /// As it came to the pod.
     ToPod,
+    /// As it left the node.
+    Uplink,
+    /// As a process of the node got it.
+    HostIn,
 }
 
 /// An event whose fields all have a meaning.
@@ -72,6 +76,8 @@ pub struct TypedEvent {
     pub local: Option<IpAddr>,
     /// The other side's address.
     pub remote: Option<IpAddr>,
+    /// The destination before translation, if that led elsewhere.
+    pub service: Option<IpAddr>,
 }
 
 /// Reads one record of the ring buffer.
@@ -95,9 +101,12 @@ pub fn typed(raw: Event) -> Result<TypedEvent, DecodeError> {
     let hook = match raw.hook {
         abi::HOOK_FROM_POD => Hook::FromPod,
         abi::HOOK_TO_POD => Hook::ToPod,
+        abi::HOOK_UPLINK => Hook::Uplink,
+        abi::HOOK_HOST_IN => Hook::HostIn,
         other => return Err(DecodeError::Value { field: "hook", value: other.into() }),
     };
-    if raw.flags & !(abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT) != 0 {
+    const FLAGS: u8 = abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT | abi::EVENT_FLAG_MAY_BE_MASQUERADED;
+    if raw.flags & !FLAGS != 0 {
         return Err(DecodeError::Value { field: "flags", value: raw.flags.into() });
     }
     Ok(TypedEvent {
@@ -108,6 +117,7 @@ pub fn typed(raw: Event) -> Result<TypedEvent, DecodeError> {
         protocol: Protocol(raw.protocol),
         local: address(raw.local),
         remote: address(raw.remote),
+        service: address(raw.service),
         raw,
     })
 }
@@ -161,7 +171,7 @@ mod tests {
 
     #[test]
     fn another_size_is_named() {
-        assert_eq!(event(&[0; 160]), Err(DecodeError::Size { found: 160, expected: 168 }));
+        assert_eq!(event(&[0; 160]), Err(DecodeError::Size { found: 160, expected: 184 }));
     }
 
     #[test]
@@ -175,6 +185,6 @@ mod tests {
         assert_eq!(field(|raw| raw.hook = 0), "field hook of the kernel's record has the unknown value 0");
         assert_eq!(field(|raw| raw.direction = 2), "field direction of the kernel's record has the unknown value 2");
         assert_eq!(field(|raw| raw.verdict = 0), "field verdict of the kernel's record has the unknown value 0");
-        assert_eq!(field(|raw| raw.flags = 4), "field flags of the kernel's record has the unknown value 4");
+        assert_eq!(field(|raw| raw.flags = 8), "field flags of the kernel's record has the unknown value 8");
     }
 }

@@ -4,11 +4,11 @@
 
 use crate::decode::{Kind, TypedEvent};
 use crate::record::{
-    EventKind, Flag, FlowRecord, Icmp, Owner, Protocol, Reason, RecordedDecision, SCHEMA, Side, UnknownNumber,
+    EventKind, Flag, FlowRecord, Icmp, Owner, Protocol, Reason, RecordedDecision, SCHEMA, ServiceAddress, Side, UnknownNumber,
     WorkloadKind, WorkloadRef,
 };
 use crate::time::Clock;
-use reeve_abi::event::{EVENT_FLAG_CUT, EVENT_FLAG_PICKED_UP};
+use reeve_abi::event::{EVENT_FLAG_CUT, EVENT_FLAG_MAY_BE_MASQUERADED, EVENT_FLAG_PICKED_UP};
 use reeve_abi::ids::{DecisionId, IdentityId, WorkloadId};
 use reeve_policy::model::{Decision, Direction, Verdict};
 use reeve_policy::provenance::{Dictionary, Identity, IdentityKind, WorkloadName};
@@ -72,6 +72,11 @@ impl<N: Names> Namer<'_, N> {
         if event.kind == Kind::Denied && raw.packets[0] > 1 {
             flags.push(Flag::RateLimited(raw.packets[0] - 1));
         }
+        if raw.flags & EVENT_FLAG_MAY_BE_MASQUERADED != 0 {
+            flags.push(Flag::MayBeMasqueraded);
+        }
+        let port = event.protocol.has_ports().then_some(raw.service_port);
+        let service = event.service.map(|address| ServiceAddress { address, port });
         let cut = raw.flags & EVENT_FLAG_CUT != 0;
         let (kind, reason) = match event.kind {
             Kind::Opened => (EventKind::Opened, Reason::NewFlow),
@@ -96,6 +101,7 @@ impl<N: Names> Namer<'_, N> {
             policy_revision: raw.revision.0,
             source,
             destination,
+            service,
             protocol: event.protocol,
             icmp: icmp(event.protocol, raw.port),
             packets: raw.packets.into(),
@@ -155,6 +161,7 @@ fn owner(kind: IdentityKind) -> Owner {
         IdentityKind::Network => Owner::Network,
         IdentityKind::World => Owner::World,
         IdentityKind::Contested => Owner::Contested,
+        IdentityKind::Masqueraded => Owner::Masqueraded,
     }
 }
 

@@ -45,6 +45,9 @@ pub struct FlowRecord {
     pub source: Side,
     /// The other side.
     pub destination: Side,
+    /// What the source asked for, where translation led to another destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceAddress>,
     /// IP protocol.
     pub protocol: Protocol,
     /// ICMP and ICMPv6 only.
@@ -62,6 +65,16 @@ pub struct FlowRecord {
     pub flags: Vec<Flag>,
     /// Why this record was made.
     pub reason: Reason,
+}
+
+/// An address and port that stand for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ServiceAddress {
+    /// Address.
+    pub address: IpAddr,
+    /// Port, for protocols that have ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// What a record tells of.
@@ -160,6 +173,8 @@ pub enum Flag {
     Truncated,
     /// The peer's identity was older than its labels when it was judged.
     StaleIdentity,
+    /// The source is another node, which may have put its own address there for somebody else.
+    MayBeMasqueraded,
 }
 
 /// A decision as a record has it: exactly one of `decider`, `default` and `unknown`.
@@ -302,6 +317,8 @@ pub enum Owner {
     Node,
     /// Several pods claim it, so it is nobody's.
     Contested,
+    /// The node's own, which stands for somebody else whom nobody noted.
+    Masqueraded,
     /// No pod and no node, within a prefix that some policy names.
     Network,
     /// No pod and no node.

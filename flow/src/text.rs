@@ -198,6 +198,8 @@ const fn default_name(default: DefaultDecider) -> &'static str {
         DefaultDecider::InconsistentState => "inconsistent state",
         DefaultDecider::AddressesIncomplete => "addresses incomplete",
         DefaultDecider::FlowTableFull => "flow table full",
+        DefaultDecider::ToItself => "self",
+        DefaultDecider::MarkLost => "mark lost",
     }
 }
 
@@ -216,6 +218,7 @@ pub fn side_text(side: &Side) -> String {
         Owner::Host => "host",
         Owner::Node => "node",
         Owner::Contested => "contested",
+        Owner::Masqueraded => "masqueraded",
         Owner::Network => "network",
         Owner::World => "world",
         Owner::Unknown => "unknown",
@@ -258,6 +261,11 @@ fn notes(record: &FlowRecord) -> String {
             record.bytes.back
         )),
     }
+    if let Some(service) = &record.service {
+        let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let address = service.address;
+        notes.push(if address.is_ipv6() { format!("via [{address}]{port}") } else { format!("via {address}{port}") });
+    }
     if let Some(previous) = &record.previous {
         notes.push(format!("before: {}", decision_text(previous)));
     }
@@ -268,6 +276,7 @@ fn notes(record: &FlowRecord) -> String {
             Flag::Backfilled => "backfilled".to_owned(),
             Flag::Truncated => "path truncated".to_owned(),
             Flag::StaleIdentity => "stale identity".to_owned(),
+            Flag::MayBeMasqueraded => "the node may stand for somebody else".to_owned(),
         });
     }
     if notes.is_empty() { String::new() } else { format!(" [{}]", notes.join("; ")) }

@@ -6,9 +6,12 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::device::DeviceValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 
 /// The surroundings of one packet. In the kernel a TC context with BPF maps, on the host plain collections.
 ///
@@ -26,12 +29,26 @@ pub trait Env {
     fn ifindex(&self) -> u32;
     /// Interface by which the packet entered this node's stack; 0 if a local process made it.
     fn ingress_ifindex(&self) -> u32;
+    /// The packet's mark.
+    fn mark(&self) -> u32;
+    /// Puts another mark on the packet.
+    fn set_mark(&self, mark: u32);
+    /// Number of this CPU.
+    fn cpu(&self) -> u32;
     /// `CLOCK_MONOTONIC` in ns.
     fn now_ns(&self) -> u64;
     /// Settings.
     fn config(&self) -> Option<&Config>;
     /// Copies the endpoint's value as it stands, perhaps torn; false if there is none.
     fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool;
+    /// Flags of the endpoint as they stand; `None` if the interface is no endpoint's.
+    fn endpoint_flags(&self, ifindex: u32) -> Option<u32>;
+    /// An interface that is no pod's.
+    fn device(&self, ifindex: u32) -> Option<DeviceValue>;
+    /// Whether an address and port stand for others.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// A slot by its number.
+    fn slot(&self, number: u32) -> Option<NonNull<SlotValue>>;
     /// Owner of an exact address.
     fn address(&self, address: &Address) -> Option<AddressValue>;
     /// Identity of the most specific named prefix around the address.
@@ -70,13 +87,19 @@ pub trait Env {
     fn swap(&self, place: *mut u64, value: u64) -> u64;
 }
 
-/// Where the packet crosses the pod's interface.
+/// Where a packet is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// The pod sends.
     FromPod,
     /// The pod receives.
     ToPod,
+    /// What a pod sent reaches another one: judged for the sender.
+    Reached,
+    /// What a pod sent leaves the node: judged for the sender.
+    Uplink,
+    /// What a pod sent reaches a process of this node: judged for the sender.
+    HostIn,
 }
 
 impl Hook {
@@ -84,7 +107,7 @@ impl Hook {
     #[inline(always)]
     pub const fn direction(self) -> u32 {
         match self {
-            Self::FromPod => reeve_abi::endpoint::DIRECTION_EGRESS,
+            Self::FromPod | Self::Reached | Self::Uplink | Self::HostIn => reeve_abi::endpoint::DIRECTION_EGRESS,
             Self::ToPod => reeve_abi::endpoint::DIRECTION_INGRESS,
         }
     }
@@ -94,8 +117,16 @@ impl Hook {
     pub const fn number(self) -> u8 {
         match self {
             Self::FromPod => reeve_abi::event::HOOK_FROM_POD,
-            Self::ToPod => reeve_abi::event::HOOK_TO_POD,
+            Self::ToPod | Self::Reached => reeve_abi::event::HOOK_TO_POD,
+            Self::Uplink => reeve_abi::event::HOOK_UPLINK,
+            Self::HostIn => reeve_abi::event::HOOK_HOST_IN,
         }
+    }
+
+    /// Whether it judges what was pending.
+    #[inline(always)]
+    pub const fn settles(self) -> bool {
+        matches!(self, Self::Reached | Self::Uplink | Self::HostIn)
     }
 }
 

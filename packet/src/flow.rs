@@ -36,13 +36,13 @@ pub fn icmp_error(packet: &Packet) -> bool {
 #[inline(always)]
 pub fn key(workload: WorkloadId, hook: Hook, packet: &Packet) -> FlowKey {
     let (remote, local_port, remote_port) = match hook {
-        Hook::FromPod => (packet.destination, packet.source_port, packet.destination_port),
         Hook::ToPod => (packet.source, packet.destination_port, packet.source_port),
+        _ => (packet.destination, packet.source_port, packet.destination_port),
     };
     let mut ports = u32::from(local_port) << 16 | u32::from(remote_port);
     let mut kind = u32::from(packet.protocol);
     if packet.is_icmp() {
-        let from_pod = matches!(hook, Hook::FromPod);
+        let from_pod = !matches!(hook, Hook::ToPod);
         match icmp_query(packet) {
             Some(asks) => {
                 ports = u32::from(packet.icmp_id);
@@ -61,8 +61,8 @@ pub fn key(workload: WorkloadId, hook: Hook, packet: &Packet) -> FlowKey {
 #[inline(always)]
 pub fn denied_key(key: &FlowKey, hook: Hook) -> FlowKey {
     let side = match hook {
-        Hook::FromPod => ct::KEY_FROM_POD << 4,
         Hook::ToPod => ct::KEY_TO_POD << 4,
+        _ => ct::KEY_FROM_POD << 4,
     };
     FlowKey { protocol: key.protocol | side, ..*key }
 }
@@ -113,6 +113,8 @@ pub fn closing(flags: u32) -> bool {
 
 /// Verdict of a flow entry whose end has been told: as good as none, and free to be removed.
 pub const VERDICT_ENDED: u32 = 0;
+/// Verdict of a flow entry that nobody has judged yet: the packet is on its way to where that can be done.
+pub const VERDICT_PENDING: u32 = 3;
 
 /// Idle time after which a flow ends, in ns.
 #[inline(always)]
@@ -121,6 +123,9 @@ pub fn timeout_ns(config: &Config, ip_protocol: u8, flow: &FlowValue) -> u64 {
         flow.flags & (ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY) == ct::FLOW_SEEN_ORIGINAL | ct::FLOW_SEEN_REPLY;
     if flow.verdict == VERDICT_ENDED {
         return 0;
+    }
+    if flow.verdict == VERDICT_PENDING {
+        return if ip_protocol == protocol::TCP { config.tcp_opening_ns } else { config.udp_opening_ns };
     }
     if flow.verdict != reeve_abi::policy::VERDICT_ALLOW {
         // A cut flow is remembered so that its other side cannot revive it. TCP resends after up to 120 s.

@@ -17,11 +17,14 @@ use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RANGE_BASE_BITS, RangeKey};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_abi::stats;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -79,11 +82,16 @@ pub(crate) struct Host {
     pub(crate) segments: u32,
     pub(crate) ifindex: u32,
     pub(crate) ingress_ifindex: u32,
+    pub(crate) mark: Cell<u32>,
+    pub(crate) cpu: u32,
     pub(crate) now_ns: u64,
     pub(crate) config: Option<Config>,
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
     /// How many of the next reads of an endpoint are torn.
     pub(crate) torn_reads: Cell<u32>,
+    pub(crate) devices: HashMap<u32, DeviceValue>,
+    pub(crate) services: HashMap<ServiceKey, ServiceValue>,
+    pub(crate) slots: Table<u32, SlotValue>,
     pub(crate) addresses: HashMap<Address, AddressValue>,
     pub(crate) networks: BTreeMap<NetworkKey, NetworkValue>,
     pub(crate) classes: HashMap<IdentityId, ClassId>,
@@ -107,10 +115,15 @@ impl Host {
             segments: 1,
             ifindex: 0,
             ingress_ifindex: 0,
+            mark: Cell::new(0),
+            cpu: 0,
             now_ns: 1_000 * reeve_abi::config::SECOND_NS,
             config: Some(Config::DEFAULT),
             endpoints: HashMap::new(),
             torn_reads: Cell::new(0),
+            devices: HashMap::new(),
+            services: HashMap::new(),
+            slots: Table::new(),
             addresses: HashMap::new(),
             networks: BTreeMap::new(),
             classes: HashMap::new(),
@@ -166,6 +179,31 @@ impl Env for Host {
     }
     fn ingress_ifindex(&self) -> u32 {
         self.ingress_ifindex
+    }
+    fn mark(&self) -> u32 {
+        self.mark.get()
+    }
+    fn set_mark(&self, mark: u32) {
+        self.mark.set(mark);
+    }
+    fn cpu(&self) -> u32 {
+        self.cpu
+    }
+    fn endpoint_flags(&self, ifindex: u32) -> Option<u32> {
+        self.endpoints.get(&ifindex).map(|endpoint| endpoint.flags)
+    }
+    fn device(&self, ifindex: u32) -> Option<DeviceValue> {
+        self.devices.get(&ifindex).copied()
+    }
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        self.services.get(key).copied()
+    }
+    fn slot(&self, number: u32) -> Option<NonNull<SlotValue>> {
+        assert!(number < reeve_abi::mark::SLOTS, "an array has no slot {number}");
+        if self.slots.get(&number).is_none() {
+            self.slots.put(&number, &SlotValue::default());
+        }
+        self.slots.get(&number)
     }
     fn now_ns(&self) -> u64 {
         self.now_ns

@@ -1,10 +1,10 @@
 //! Who decides: address -> identity -> class, (policy, class) -> decision or port table, (table, port) -> decision.
 
 use crate::env::Env;
-use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_LOCAL_POD, OWNER_REMOTE_POD};
+use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_HOST, OWNER_LOCAL_POD, OWNER_REMOTE_POD};
 use reeve_abi::decision;
 use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue, policy_index};
-use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId};
+use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId};
 use reeve_abi::policy::{
     ANY_PORT, PEER_RANGES, PEER_TABLE, PeerKey, PortKey, RANGE_BASE_BITS, RangeKey, VERDICT_ALLOW, VERDICT_DENY,
 };
@@ -17,6 +17,8 @@ pub struct Peer {
     pub workload: WorkloadId,
     /// Its identity.
     pub identity: IdentityId,
+    /// The identity whose class it has: its own, or that of the prefix around an address that stands for somebody else.
+    pub judged_as: IdentityId,
     /// One of `OWNER_*`, 0 if the address is nobody's.
     pub owner: u32,
     /// Interface of a local pod.
@@ -57,6 +59,7 @@ pub fn peer<E: Env>(env: &E, address: &Address) -> Peer {
         return Peer {
             workload: found.workload,
             identity: found.identity,
+            judged_as: found.identity,
             owner: found.owner,
             device: found.device,
             bridge: found.bridge,
@@ -64,7 +67,24 @@ pub fn peer<E: Env>(env: &E, address: &Address) -> Peer {
         };
     }
     let identity = env.network(address).unwrap_or(IDENTITY_WORLD);
-    Peer { identity, unknown: 1, ..Peer::default() }
+    Peer { identity, judged_as: identity, unknown: 1, ..Peer::default() }
+}
+
+/// Somebody behind this node's own address: rules on prefixes see the address, and no rule sees anything else.
+#[inline(always)]
+pub fn masqueraded<E: Env>(env: &E, address: &Address) -> Peer {
+    let judged_as = env.network(address).unwrap_or(IDENTITY_WORLD);
+    Peer { identity: IDENTITY_MASQUERADED, judged_as, ..Peer::default() }
+}
+
+/// A process of this node, whatever address it receives at.
+#[inline(always)]
+pub fn host<E: Env>(env: &E, address: &Address) -> Peer {
+    let found = peer(env, address);
+    if found.owner == OWNER_HOST {
+        return found;
+    }
+    Peer { identity: IDENTITY_HOST, judged_as: IDENTITY_HOST, owner: OWNER_HOST, ..Peer::default() }
 }
 
 /// Whether an address belongs to a pod.
@@ -100,7 +120,7 @@ pub fn rule<E: Env>(
     if peer.unknown != 0 && endpoint.flags & ENDPOINT_ADDRESSES_INCOMPLETE != 0 {
         return Ruling::deny(decision::ADDRESSES_INCOMPLETE);
     }
-    let class = env.class(peer.identity).unwrap_or(ClassId(0));
+    let class = env.class(peer.judged_as).unwrap_or(ClassId(0));
     let row = match env.peer(&PeerKey { policy, class }) {
         Some(row) => row,
         None => match env.peer(&PeerKey { policy, class: ClassId(0) }) {

@@ -13,7 +13,10 @@ pub mod flow;
 #[cfg(test)]
 mod host;
 pub mod judge;
+pub mod mark;
 pub mod neighbour;
 pub mod parse;
+pub mod pending;
 pub mod tell;
+pub mod uplink;
 pub mod walk;

@@ -26,7 +26,7 @@ pub fn arp(hook: Hook, endpoint: &EndpointValue, packet: &Packet) -> Finding {
         // A probe (RFC 5227) has no sender address yet.
         Hook::FromPod if own != Address::default() && packet.arp_sender() == own => Finding::Pass,
         Hook::FromPod if packet.arp_sender() == Address::v4([0; 4]) && packet.destination == own => Finding::Pass,
-        Hook::FromPod => Finding::Forged,
+        _ => Finding::Forged,
     }
 }
 

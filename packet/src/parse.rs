@@ -16,7 +16,8 @@ pub mod protocol {
     pub const UDPLITE: u8 = 136;
 }
 
-const ETHERNET_BYTES: u32 = 14;
+/// Bytes before the IP header of an Ethernet frame.
+pub const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -115,6 +116,15 @@ impl Packet {
 /// Reads an Ethernet frame.
 #[inline(always)]
 pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+    behind(env, ETHERNET_BYTES, packet)
+}
+
+/// Reads a frame whose IP header stands after `header` bytes: 14 (Ethernet), or 0 where there is no link layer.
+#[inline(always)]
+pub fn behind<E: Env>(env: &E, header: u32, packet: &mut Packet) -> Kind {
+    if header == 0 {
+        return bare(env, packet);
+    }
     let mut kind = [0u8; 2];
     if !env.load(12, &mut kind) {
         return Kind::Malformed;
@@ -123,17 +133,31 @@ pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
         return Kind::NotIp;
     }
     match u16::from_be_bytes(kind) {
-        ETHERTYPE_IPV4 => ipv4(env, ETHERNET_BYTES, false, packet),
-        ETHERTYPE_IPV6 => ipv6(env, ETHERNET_BYTES, false, packet),
-        ETHERTYPE_ARP => arp(env, packet),
+        ETHERTYPE_IPV4 => ipv4(env, header, false, packet),
+        ETHERTYPE_IPV6 => ipv6(env, header, false, packet),
+        ETHERTYPE_ARP => arp(env, header, packet),
+        _ => Kind::NotIp,
+    }
+}
+
+/// Reads a packet that begins with its IP header.
+#[inline(always)]
+fn bare<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+    let mut version = [0u8; 1];
+    if !env.load(0, &mut version) {
+        return Kind::Malformed;
+    }
+    match version[0] >> 4 {
+        4 => ipv4(env, 0, false, packet),
+        6 => ipv6(env, 0, false, packet),
         _ => Kind::NotIp,
     }
 }
 
 #[inline(always)]
-fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+fn arp<E: Env>(env: &E, header: u32, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 28];
-    if !env.load(ETHERNET_BYTES, &mut h) {
+    if !env.load(header, &mut h) {
         return Kind::Malformed;
     }
     // Ethernet and IPv4 only.

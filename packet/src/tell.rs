@@ -4,9 +4,10 @@
 
 use crate::env::{Env, Hook};
 use crate::walk::Scratch;
+use reeve_abi::address::{Address, OWNER_NODE};
 use reeve_abi::conntrack as ct;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::DIRECTION_EGRESS;
+use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::stats;
 
@@ -69,6 +70,8 @@ pub fn event<E: Env>(env: &E, hook: Hook, s: &mut Scratch, kind: u8, previous: D
     s.event.local = match hook {
         Hook::FromPod => s.packet.source,
         Hook::ToPod => s.packet.destination,
+        // Translation may have put another one into the packet.
+        Hook::Reached | Hook::Uplink | Hook::HostIn => s.slot.source,
     };
     emit(env, s);
 }
@@ -86,15 +89,27 @@ fn emit<E: Env>(env: &E, s: &mut Scratch) {
     e.peer_workload = flow.peer_workload;
     e.peer_identity = flow.peer_identity;
     e.decision = flow.decision;
-    e.remote = s.key.remote;
+    let rewritten = flow.real != Address::default();
+    e.remote = if rewritten { flow.real } else { s.key.remote };
+    e.service = flow.service;
+    e.service_port = (flow.rewritten_ports & 0xffff) as u16;
     e.packets = flow.packets;
     e.bytes = flow.bytes;
-    e.ports = if s.packet.has_ports() { s.key.ports } else { 0 };
+    e.ports = if !s.packet.has_ports() {
+        0
+    } else if rewritten {
+        s.key.ports & !0xffff | flow.rewritten_ports >> 16
+    } else {
+        s.key.ports
+    };
     e.port = flow.port;
-    e.ifindex = env.ifindex();
+    e.ifindex = s.endpoint.head_ifindex;
     e.protocol = s.packet.protocol;
     e.direction = u8::from(flow.direction == DIRECTION_EGRESS);
     e.verdict = (flow.verdict & 0xff) as u8;
+    if flow.direction == DIRECTION_INGRESS && s.peer.owner == OWNER_NODE {
+        e.flags |= reeve_abi::event::EVENT_FLAG_MAY_BE_MASQUERADED;
+    }
     if flow.flags & ct::FLOW_PICKED_UP != 0 {
         e.flags |= reeve_abi::event::EVENT_FLAG_PICKED_UP;
     }

@@ -6,8 +6,10 @@
 use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::judge::{self, Peer, Ruling};
+use crate::mark::{self, KIND_LOST};
 use crate::neighbour::{self, Finding};
 use crate::parse::{self, FRAGMENT_FIRST, FRAGMENT_LATER, Kind, Packet};
+use crate::pending;
 use crate::tell;
 use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
@@ -15,8 +17,21 @@ use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue, Fragment
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS, EndpointValue};
 use reeve_abi::ids::DecisionId;
+use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, SlotValue};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_abi::{decision, event, stats};
+
+/// Where translation has put other addresses and ports into a packet; as in `FlowValue`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Who the other side really is.
+    pub real: Address,
+    /// The destination before translation.
+    pub service: Address,
+    /// Their ports.
+    pub ports: u32,
+}
 
 /// Working memory of one walk: too large for a BPF stack, so the kernel keeps one per CPU.
 #[repr(C)]
@@ -50,17 +65,41 @@ pub struct Scratch {
     pub event: event::Event,
     /// 1: a flow that is allowed now takes the place of a live one.
     pub replaces: u32,
-    /// Unused.
-    pub reserved: u32,
+    /// 1: the pod that sent the packet gets it.
+    pub to_itself: u32,
+    /// What the packet's first hook noted, where its mark counts.
+    pub slot: SlotValue,
+    /// What the packet's mark counts for: a `KIND_*` or `mark::KIND_LOST`.
+    pub carried: u32,
+    /// The mark that the packet gets: `KIND_NONE` leaves it alone.
+    pub stamp: u32,
+    /// Where translation was at work.
+    pub seen: Rewritten,
+    /// Slots that this CPU has used: kept from packet to packet.
+    pub next_slot: u32,
 }
 
 /// How often a torn endpoint is read again before the packet is dropped.
 const ENDPOINT_RETRIES: u32 = 2;
 
-/// Judges one frame at a pod's interface.
+/// Judges one frame at a pod's interface, and marks what the pod sends.
 #[inline(always)]
 pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
-    match read_endpoint(env, s) {
+    s.stamp = KIND_NONE;
+    let action = walk(env, hook, s);
+    if matches!(hook, Hook::FromPod) && matches!(action, Action::Continue) {
+        if s.stamp == KIND_PENDING {
+            mark::put(env, s, KIND_PENDING);
+        } else if s.stamp == KIND_POD {
+            env.set_mark(mark::with(&s.config, env.mark(), KIND_POD, 0));
+        }
+    }
+    action
+}
+
+#[inline(always)]
+fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
+    match read_endpoint(env, env.ifindex(), s) {
         Some(true) => {}
         Some(false) => {
             env.count(stats::NO_ENDPOINT);
@@ -79,6 +118,10 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     s.now_ns = env.now_ns();
     s.peer = Peer::default();
     s.replaces = 0;
+    s.to_itself = 0;
+    s.carried = KIND_NONE;
+    s.stamp = KIND_POD;
+    s.seen = Rewritten::default();
     match parse::frame(env, &mut s.packet) {
         Kind::Ip => {}
         Kind::Arp => return discovered(env, hook, s, neighbour::arp(hook, &s.endpoint, &s.packet)),
@@ -101,7 +144,34 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         s.key = flow::key(s.endpoint.workload, hook, &s.packet);
         return refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
     }
+    if matches!(hook, Hook::ToPod) {
+        let (kind, _) = mark::read(&s.config, env.mark());
+        s.carried = if kind == KIND_PENDING || kind == KIND_CLIENT { mark::resolve(env, s) } else { kind };
+        if s.carried == KIND_PENDING {
+            if pending::settle(env, Hook::Reached, s) == 0 {
+                return Action::Drop;
+            }
+            if read_endpoint(env, env.ifindex(), s) != Some(true) {
+                env.count(stats::INCONSISTENT);
+                return Action::Drop;
+            }
+            s.peer = Peer::default();
+            s.replaces = 0;
+            s.seen = Rewritten::default();
+        }
+        if mark::has_slot(s.carried) {
+            let port = s.slot.ports & 0xffff;
+            let moved = s.packet.has_ports() && u32::from(s.packet.destination_port) != port;
+            if moved || s.packet.destination != s.slot.destination {
+                s.seen.service = s.slot.destination;
+                s.seen.ports = if s.packet.has_ports() { port } else { 0 };
+            }
+        }
+    }
     s.key = flow::key(s.endpoint.workload, hook, &s.packet);
+    if s.carried == KIND_LOST {
+        return lost(env, hook, s);
+    }
     if matches!(hook, Hook::FromPod) {
         let own = if s.packet.v6 == 1 { s.endpoint.address_v6 } else { s.endpoint.address_v4 };
         if s.packet.source != own || own == Address::default() {
@@ -122,10 +192,9 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     if miss(env, hook, s) == 1 { Action::Continue } else { Action::Drop }
 }
 
-/// `Some(true)`: read whole; `Some(false)`: there is none; `None`: stays torn.
+/// Copies the endpoint of an interface. `Some(true)`: read whole; `Some(false)`: there is none; `None`: stays torn.
 #[inline(always)]
-fn read_endpoint<E: Env>(env: &E, s: &mut Scratch) -> Option<bool> {
-    let ifindex = env.ifindex();
+pub(crate) fn read_endpoint<E: Env>(env: &E, ifindex: u32, s: &mut Scratch) -> Option<bool> {
     let mut tries = 0;
     while tries <= ENDPOINT_RETRIES {
         if !env.endpoint(ifindex, &mut s.endpoint) {
@@ -154,9 +223,14 @@ fn discovered<E: Env>(env: &E, hook: Hook, s: &mut Scratch, finding: Finding) ->
 
 /// Fills in the ports of a later fragment, or remembers those of a first one; false: unknown.
 #[inline(always)]
-fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
+pub(crate) fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     let p = &mut s.packet;
-    let side = if matches!(hook, Hook::FromPod) { ct::KEY_FROM_POD } else { ct::KEY_TO_POD };
+    let side = match hook {
+        Hook::FromPod => ct::KEY_FROM_POD,
+        Hook::ToPod | Hook::Reached => ct::KEY_TO_POD,
+        Hook::Uplink => ct::KEY_LEAVING,
+        Hook::HostIn => ct::KEY_TO_HOST,
+    };
     let key = FragmentKey {
         source: p.source,
         destination: p.destination,
@@ -208,7 +282,7 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     // The quoted packet went the other way through this interface.
     let (other_way, local) = match hook {
         Hook::FromPod => (Hook::ToPod, s.quoted.destination),
-        Hook::ToPod => (Hook::FromPod, s.quoted.source),
+        _ => (Hook::FromPod, s.quoted.source),
     };
     let own = if s.packet.v6 == 1 { s.endpoint.address_v6 } else { s.endpoint.address_v4 };
     if local != own {
@@ -225,7 +299,7 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
 
 /// A packet with a flow entry. `None`: the entry does not speak for this packet, judge anew.
 #[inline(always)]
-fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> Option<Action> {
+pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> Option<Action> {
     let original = found.direction == hook.direction();
     if found.verdict == flow::VERDICT_ENDED {
         return None;
@@ -239,8 +313,37 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
         s.replaces = 1;
         return None;
     }
+    if matches!(hook, Hook::FromPod) && original && found.flags & ct::FLOW_PENDING != 0 {
+        if pending::forward(env, s) == 1 {
+            return Some(Action::Continue);
+        }
+        deny(env, hook, s);
+        return Some(Action::Drop);
+    }
+    if hook.settles() && !pending::same_destination(s, found) {
+        s.replaces = 1;
+        return None; // nobody has judged it yet, or translation leads elsewhere now
+    }
+    if matches!(hook, Hook::ToPod) {
+        let by = env.ingress_ifindex();
+        let from_there = by != 0 && found.arrives_by == by.wrapping_add(1);
+        if from_there && found.flags & ct::FLOW_ARRIVES_MARKED != 0 && s.carried == KIND_NONE {
+            return Some(lost(env, hook, s));
+        }
+        if found.verdict == flow::VERDICT_PENDING {
+            return None; // an answer to what nobody has judged: the kernel's own, or no answer at all
+        }
+        if original && pending::other_client(s, found) {
+            s.replaces = 1;
+            return None;
+        }
+    }
     if matches!(hook, Hook::ToPod) && found.arrives_by != env.ingress_ifindex().wrapping_add(1) {
         s.peer = judge::peer(env, &s.key.remote);
+        let marked = mark::from_pod(env, env.ingress_ifindex());
+        if marked && s.carried == KIND_NONE {
+            return Some(lost(env, hook, s));
+        }
         if spoofed(env, s) {
             return Some(refuse(env, hook, s, decision::SPOOFED_SOURCE));
         }
@@ -249,9 +352,11 @@ fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) ->
             return None; // what the own node may do, nobody else may in its name
         }
         found.arrives_by = env.ingress_ifindex().wrapping_add(1);
+        found.flags = found.flags & !ct::FLOW_ARRIVES_MARKED | if marked { ct::FLOW_ARRIVES_MARKED } else { 0 };
     }
+    let fixed = found.flags & (ct::FLOW_OWN_NODE | ct::FLOW_SELF) != 0;
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.config.address_epoch;
-    if (found.revision != s.endpoint.head_revision || stale_address) && found.flags & ct::FLOW_OWN_NODE == 0 {
+    if (found.revision != s.endpoint.head_revision || stale_address) && !fixed {
         s.flow = *found;
         if rejudge(env, hook, s, found) == 1 {
             // Not the counters: other CPUs add to them meanwhile.
@@ -370,10 +475,24 @@ fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
     env.ingress_ifindex() == 0 && s.peer.owner == OWNER_HOST
 }
 
+/// The other side of `s.flow` as it is known now.
+#[inline(always)]
+fn peer_of_flow<E: Env>(env: &E, s: &Scratch) -> Peer {
+    let known = s.flow.real != Address::default();
+    let address = if known { s.flow.real } else { s.key.remote };
+    if s.flow.flags & ct::FLOW_TO_HOST != 0 {
+        judge::host(env, &address)
+    } else if s.flow.flags & ct::FLOW_MASQUERADED != 0 && !known {
+        judge::masqueraded(env, &address)
+    } else {
+        judge::peer(env, &address)
+    }
+}
+
 /// Judges `s.flow` again in its original direction; 0: it cannot be judged now and stays what it is.
 #[inline(never)]
 fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> u32 {
-    s.peer = judge::peer(env, &s.key.remote);
+    s.peer = peer_of_flow(env, s);
     let ruling = judge::rule(
         env,
         &s.endpoint,
@@ -415,49 +534,120 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
     1
 }
 
+/// Drops what comes from a pod's device and has lost its mark.
+#[inline(never)]
+fn lost<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
+    env.count(stats::MARK_LOST);
+    s.peer = judge::peer(env, &s.key.remote);
+    refuse(env, hook, s, decision::MARK_LOST)
+}
+
 /// Drops a packet for a reason of the datapath's own, counted and told like any denial.
 #[inline(always)]
-fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionId) -> Action {
+pub(crate) fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionId) -> Action {
     s.ruling = Ruling::deny(by);
     deny(env, hook, s);
     Action::Drop
 }
 
+/// Who sends what reaches the pod, and in `s.seen` who that really is behind this node's own address; `FLOW_*` bits.
+#[inline(always)]
+fn arriving<E: Env>(env: &E, s: &mut Scratch) -> u32 {
+    s.peer = judge::peer(env, &s.key.remote);
+    if env.ingress_ifindex() == 0 || s.peer.owner != OWNER_HOST {
+        return 0;
+    }
+    // Passed on by this node with its own address for the sender's: never taken for the node itself.
+    if mark::has_slot(s.carried) {
+        s.seen.real = s.slot.source;
+        s.seen.ports |= pending::client_port(s) << 16;
+        s.to_itself = u32::from(s.slot.workload == s.endpoint.workload);
+        s.peer = judge::peer(env, &s.slot.source);
+    } else {
+        s.peer = judge::masqueraded(env, &s.key.remote);
+    }
+    ct::FLOW_MASQUERADED
+}
+
 /// Judges a packet without flow; 1: let through.
 #[inline(never)]
-fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    s.peer = judge::peer(env, &s.key.remote);
+pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let port = flow::judged_port(&s.packet);
     let mut direction = hook.direction();
     let mut flags = 0;
     let mut judged = port;
+    match hook {
+        Hook::FromPod => {
+            s.peer = judge::peer(env, &s.key.remote);
+            if pending::may_be_rewritten(&s.peer, s) {
+                replace(env, hook, s);
+                if pending::open(env, s) == 1 {
+                    return 1;
+                }
+                deny(env, hook, s);
+                return 0;
+            }
+        }
+        Hook::ToPod => flags = arriving(env, s),
+        Hook::Reached | Hook::Uplink => s.peer = judge::peer(env, &s.packet.destination),
+        Hook::HostIn => {
+            s.peer = judge::host(env, &s.packet.destination);
+            flags = ct::FLOW_TO_HOST;
+        }
+    }
     if matches!(hook, Hook::ToPod) && spoofed(env, s) {
         s.ruling = Ruling::deny(decision::SPOOFED_SOURCE);
+    } else if matches!(hook, Hook::ToPod) && s.carried == KIND_NONE && mark::from_pod(env, env.ingress_ifindex()) {
+        env.count(stats::MARK_LOST);
+        s.ruling = Ruling::deny(decision::MARK_LOST);
     } else if matches!(hook, Hook::ToPod) && own_node(env, s) {
         s.ruling = Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW };
-        flags = ct::FLOW_OWN_NODE;
+        flags |= ct::FLOW_OWN_NODE;
+    } else if s.to_itself != 0 {
+        s.ruling = Ruling { decision: decision::SELF, verdict: VERDICT_ALLOW };
+        flags |= ct::FLOW_SELF;
     } else {
         s.ruling = judge::rule(env, &s.endpoint, direction, s.packet.v6, &s.peer, s.packet.protocol, port);
         let answer = s.packet.protocol == parse::protocol::TCP && !flow::is_bare_syn(&s.packet)
             || s.packet.is_icmp() && flow::icmp_query(&s.packet) == Some(false);
         if s.packet.protocol == parse::protocol::TCP && answer {
-            flags = ct::FLOW_PICKED_UP;
+            flags |= ct::FLOW_PICKED_UP;
             if !s.ruling.allows() && s.packet.tcp_flags & parse::tcp::SYN == 0 {
                 // Perhaps the middle of a connection that the other side opened.
-                let other = judge::rule(
-                    env,
-                    &s.endpoint,
-                    flow::opposite(direction),
-                    s.packet.v6,
-                    &s.peer,
-                    s.packet.protocol,
-                    s.packet.source_port,
-                );
+                let own_port = (s.key.ports >> 16 & 0xffff) as u16;
+                let from = if matches!(hook, Hook::ToPod) { s.packet.source_port } else { own_port };
+                let other = if matches!(hook, Hook::HostIn) {
+                    // What the own node opened is let in whatever policies say.
+                    flags |= ct::FLOW_OWN_NODE;
+                    Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }
+                } else {
+                    let opposite = flow::opposite(direction);
+                    judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from)
+                };
                 if other.allows() {
                     s.ruling = other;
                     direction = flow::opposite(direction);
-                    judged = s.packet.source_port;
+                    judged = from;
                 }
+            }
+        }
+    }
+    let rewritten = s.seen.service != Address::default();
+    if hook.settles() {
+        if direction == DIRECTION_EGRESS && rewritten {
+            flags |= ct::FLOW_PENDING;
+        } else if rewritten {
+            // The pod answers a client whom it knows by another address.
+            flags |= ct::FLOW_MASQUERADED;
+        }
+    }
+    if !s.ruling.allows() && hook.settles() {
+        // An entry that was never allowed does not stand in the way of what the other side may begin.
+        if let Some(found) = env.flow(&s.key) {
+            // SAFETY: valid for the run of the program (`Env`).
+            let found = unsafe { &mut *found.as_ptr() };
+            if found.verdict == flow::VERDICT_PENDING {
+                found.verdict = flow::VERDICT_ENDED;
             }
         }
     }
@@ -483,13 +673,18 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         flushed_packets: if original { [counted, 0] } else { [0, counted] },
         flushed_bytes: if original { [bytes, 0] } else { [0, bytes] },
         address_epoch: s.config.address_epoch,
+        real: s.seen.real,
+        service: s.seen.service,
         direction,
         verdict: VERDICT_ALLOW,
         flags: flags | flow::seen(&s.packet, original) | if s.peer.unknown != 0 { ct::FLOW_PEER_UNKNOWN } else { 0 },
         port: u32::from(judged),
         arrives_by: if direction == DIRECTION_INGRESS && original { env.ingress_ifindex().wrapping_add(1) } else { 0 },
-        reserved: 0,
+        rewritten_ports: s.seen.ports,
     };
+    if matches!(hook, Hook::ToPod) && original && mark::from_pod(env, env.ingress_ifindex()) {
+        s.flow.flags |= ct::FLOW_ARRIVES_MARKED;
+    }
     if !env.put_flow(&s.key, &s.flow) {
         // Without the entry nobody could tell its replies from new flows.
         env.count(stats::FLOWS_LOST);
@@ -527,6 +722,9 @@ fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         direction: hook.direction(),
         verdict: VERDICT_DENY,
         port: u32::from(flow::judged_port(&s.packet)),
+        real: s.seen.real,
+        service: s.seen.service,
+        rewritten_ports: s.seen.ports,
         ..FlowValue::default()
     };
     if let Some(found) = env.denied(&key) {

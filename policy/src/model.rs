@@ -362,6 +362,9 @@ pub enum DefaultDecider {
     InconsistentState,
     AddressesIncomplete,
     FlowTableFull,
+    #[serde(rename = "self")]
+    ToItself,
+    MarkLost,
 }
 
 /// The rule that decided.

@@ -5,7 +5,8 @@
 use crate::model::{Decider, Decision, DefaultDecider, Labels, Verdict};
 use ipnet::IpNet;
 use reeve_abi::ids::{
-    DecisionId, FIRST_HASHED, IDENTITY_CONTESTED, IDENTITY_HOST, IDENTITY_WORLD, IdentityId, WorkloadId,
+    DecisionId, FIRST_HASHED, IDENTITY_CONTESTED, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId,
+    WorkloadId,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,6 +28,8 @@ pub enum IdentityKind {
     World,
     /// An address that several pods claim.
     Contested,
+    /// Somebody whom this node's own address stands for.
+    Masqueraded,
 }
 
 /// A container port whose name some policy reads.
@@ -90,6 +93,7 @@ impl Identity {
         match self.kind {
             IdentityKind::World => IDENTITY_WORLD,
             IdentityKind::Contested => IDENTITY_CONTESTED,
+            IdentityKind::Masqueraded => IDENTITY_MASQUERADED,
             IdentityKind::Host if self.networks.is_empty() => IDENTITY_HOST,
             _ => IdentityId(json_number("identity", self)),
         }
@@ -270,6 +274,7 @@ impl Dictionary {
             IDENTITY_WORLD => IdentityKind::World,
             IDENTITY_HOST => IdentityKind::Host,
             IDENTITY_CONTESTED => IdentityKind::Contested,
+            IDENTITY_MASQUERADED => IdentityKind::Masqueraded,
             _ => return self.identities.get(&id).cloned(),
         };
         Some(Identity::bare(kind, BTreeSet::new()))

@@ -36,8 +36,16 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    #[error("cgroup {path}")]
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Map(#[from] super::maps::MapError),
 }
 
 /// The two ends of a device's traffic.
@@ -169,7 +177,7 @@ impl Attachments {
 }
 
 /// Updates a pinned link to the loaded program; `None` if its device is gone.
-fn replace(loaded: &mut Loaded, program: &'static str, path: &Path) -> Result<Option<PinnedLink>, AttachError> {
+pub(super) fn replace(loaded: &mut Loaded, program: &'static str, path: &Path) -> Result<Option<PinnedLink>, AttachError> {
     let link_error = |source| AttachError::Link { path: path.to_owned(), source: Box::new(source) };
     let pinned = PinnedLink::from_pin(path).map_err(link_error)?;
     let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(link_error)?;
@@ -195,13 +203,13 @@ fn replace(loaded: &mut Loaded, program: &'static str, path: &Path) -> Result<Op
     }
 }
 
-fn pin(link: SchedClassifierLink, path: &Path) -> Result<PinnedLink, AttachError> {
+pub(super) fn pin(link: SchedClassifierLink, path: &Path) -> Result<PinnedLink, AttachError> {
     let link: FdLink =
         link.try_into().map_err(|source| AttachError::Link { path: path.to_owned(), source: Box::new(source) })?;
     link.pin(path).map_err(|error| AttachError::Pin { path: path.to_owned(), what: error.to_string() })
 }
 
-fn remove(path: &Path) -> Result<(), AttachError> {
+pub(super) fn remove(path: &Path) -> Result<(), AttachError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(AttachError::File { path: path.to_owned(), source })

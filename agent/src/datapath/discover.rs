@@ -4,7 +4,7 @@
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -20,6 +20,21 @@ pub struct Device {
     pub ifindex: u32,
     /// Index of the bridge that it is a port of, 0 if routed.
     pub bridge: u32,
+}
+
+/// A device by which packets leave and enter the node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Uplink {
+    /// Interface name.
+    pub name: String,
+    /// Bytes before the IP header.
+    pub header_bytes: u32,
+}
+
+/// Bytes that stand before the IP header on a device of this type; tunnels have none.
+fn header_bytes(kind: LinkLayerType) -> u32 {
+    use LinkLayerType::{Ip6gre, Ipgre, None, Rawip, Sit, Tunnel, Tunnel6};
+    if matches!(kind, None | Tunnel | Tunnel6 | Sit | Ipgre | Ip6gre | Rawip) { 0 } else { 14 }
 }
 
 /// Where an address is.
@@ -45,6 +60,8 @@ struct Link {
     name: String,
     kind: Option<InfoKind>,
     master: u32,
+    header_bytes: u32,
+    loopback: bool,
 }
 
 impl Links {
@@ -53,7 +70,11 @@ impl Links {
         let mut links = BTreeMap::new();
         let mut dump = handle.link().get().execute();
         while let Some(message) = dump.try_next().await? {
-            let mut link = Link::default();
+            let mut link = Link {
+                header_bytes: header_bytes(message.header.link_layer_type),
+                loopback: message.header.link_layer_type == LinkLayerType::Loopback,
+                ..Link::default()
+            };
             for attribute in message.attributes {
                 match attribute {
                     LinkAttribute::IfName(name) => link.name = name,
@@ -76,6 +97,15 @@ impl Links {
         let link = self.0.get(&ifindex)?;
         let behind_bridge = self.0.get(&link.master).is_some_and(|master| master.kind == Some(InfoKind::Bridge));
         Some(Device { name: link.name.clone(), ifindex, bridge: if behind_bridge { link.master } else { 0 } })
+    }
+
+    /// Every device that is neither a pod's nor a bridge with ports of pods nor the loopback.
+    pub fn uplinks(&self, pods: &BTreeSet<u32>, bridges: &BTreeSet<u32>) -> BTreeMap<u32, Uplink> {
+        self.0
+            .iter()
+            .filter(|(ifindex, link)| !link.loopback && !pods.contains(ifindex) && !bridges.contains(ifindex))
+            .map(|(ifindex, link)| (*ifindex, Uplink { name: link.name.clone(), header_bytes: link.header_bytes }))
+            .collect()
     }
 
     /// Whether the interface is there.

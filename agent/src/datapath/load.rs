@@ -2,7 +2,7 @@
 
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
 use aya::maps::{Map, MapData, MapInfo, RingBuf};
-use aya::programs::{Program, SchedClassifier};
+use aya::programs::{CgroupSkb, Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
 use reeve_abi::config::Config;
@@ -15,6 +15,13 @@ use std::path::{Path, PathBuf};
 pub const FROM_POD: &str = "reeve_from_pod";
 /// Program at TC egress of a pod's host-side device.
 pub const TO_POD: &str = "reeve_to_pod";
+
+/// Program at TC egress of devices that are no pod's.
+pub const UPLINK: &str = "reeve_uplink";
+/// Program at TC ingress of devices that are no pod's.
+pub const UPLINK_IN: &str = "reeve_uplink_in";
+/// Program at the ingress of the node's root cgroup.
+pub const HOST_IN: &str = "reeve_host_in";
 
 /// Loading failed.
 #[derive(Debug, thiserror::Error)]
@@ -119,11 +126,14 @@ impl Loaded {
             }
         }
         let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
-        for name in [FROM_POD, TO_POD] {
+        for name in [FROM_POD, TO_POD, UPLINK, UPLINK_IN] {
             classifier(&mut programs, name)?
                 .load()
                 .map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
         }
+        cgroup_program(&mut programs)?
+            .load()
+            .map_err(|source| LoadError::Program { name: HOST_IN, source: Box::new(source) })?;
         let events = match programs.take_map(EVENTS) {
             Some(map) => {
                 RingBuf::try_from(map).map_err(|source| LoadError::Map { name: EVENTS, source: Box::new(source) })?
@@ -166,6 +176,10 @@ impl Loaded {
     pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
         classifier(&mut self.programs, name)
     }
+
+    pub(super) fn cgroup_program(&mut self) -> Result<&mut CgroupSkb, LoadError> {
+        cgroup_program(&mut self.programs)
+    }
 }
 
 /// Outcome of a test run.
@@ -181,6 +195,13 @@ fn classifier<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut 
     match programs.program_mut(name) {
         Some(Program::SchedClassifier(classifier)) => Ok(classifier),
         _ => Err(LoadError::Missing { kind: "program", name }),
+    }
+}
+
+fn cgroup_program(programs: &mut Ebpf) -> Result<&mut CgroupSkb, LoadError> {
+    match programs.program_mut(HOST_IN) {
+        Some(Program::CgroupSkb(program)) => Ok(program),
+        _ => Err(LoadError::Missing { kind: "program", name: HOST_IN }),
     }
 }
 
@@ -255,6 +276,8 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
     Ok(Maps {
         endpoints: table(programs, "ENDPOINTS")?,
         addresses: table(programs, "ADDRESSES")?,
+        devices: table(programs, "DEVICES")?,
+        services: table(programs, "SERVICES")?,
         networks: table(programs, "NETWORKS")?,
         classes: table(programs, "CLASSES")?,
         peers: table(programs, "PEERS")?,

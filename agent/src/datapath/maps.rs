@@ -6,9 +6,11 @@ use bytemuck::Pod;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub const PINNED: &[&str] = &[
     "ENDPOINTS",
     "ADDRESSES",
+    "DEVICES",
+    "SERVICES",
+    "SLOTS",
     "NETWORKS",
     "CLASSES",
     "PEERS",
@@ -184,6 +189,8 @@ impl PerCpu {
 pub struct Maps {
     pub endpoints: Table<u32, EndpointValue>,
     pub addresses: Table<Address, AddressValue>,
+    pub devices: Table<u32, DeviceValue>,
+    pub services: Table<ServiceKey, ServiceValue>,
     pub networks: Table<NetworkKey, NetworkValue>,
     pub classes: Table<u64, ClassValue>,
     pub peers: Table<PeerKey, PeerValue>,

@@ -1,13 +1,14 @@
 //! Carries out plans: map operations in their order, neighbours of the same kind in one call.
 //!
-//! Invariant: the one writer of `ENDPOINTS`, `ADDRESSES`, `NETWORKS`, `CLASSES`, `PEERS`, `PORTS`, `RANGES` and `CONFIG`.
+//! Invariant: the one writer of `ENDPOINTS`, `ADDRESSES`, `NETWORKS`, `CLASSES`, `PEERS`, `PORTS`, `RANGES`, `DEVICES`,
+//! `SERVICES` and `CONFIG`.
 
 use super::discover::Device;
 use super::maps::{MapError, Maps, Table};
 use bytemuck::Pod;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
-use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue};
+use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_MARKS, ENDPOINT_READY, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::EndpointImage;
 use reeve_policy::plan::Op;
@@ -67,7 +68,7 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
             }
             Op::PutEndpoint(workload, image) => {
                 if let Some(device) = interfaces.get(workload) {
-                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device.ifindex))?;
+                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device))?;
                 }
                 rest.next();
             }
@@ -104,22 +105,22 @@ fn grace() {
     }
 }
 
-/// The kernel's row of an endpoint on an interface.
-pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, ifindex: u32) -> EndpointValue {
+/// The kernel's row of an endpoint on an interface whose programs are attached.
+pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, device: &Device) -> EndpointValue {
     let ready = if image.ready { ENDPOINT_READY } else { 0 };
     let incomplete = if image.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
     EndpointValue {
-        head_ifindex: ifindex,
-        tail_ifindex: ifindex,
+        head_ifindex: device.ifindex,
+        tail_ifindex: device.ifindex,
         head_revision: image.revision,
         tail_revision: image.revision,
-        flags: ready | incomplete,
+        flags: ready | incomplete | ENDPOINT_MARKS,
         workload,
         identity: image.identity,
         policies: image.policies,
         address_v4: image.address_v4,
         address_v6: image.address_v6,
-        reserved: 0,
+        bridge: device.bridge,
     }
 }
 
@@ -131,6 +132,16 @@ pub fn placed(value: AddressValue, interfaces: &Interfaces) -> AddressValue {
         }
         _ => value,
     }
+}
+
+/// Makes a map hold these rows and no others: what is new first, what has gone last.
+pub fn follow<K: Pod + Ord, V: Pod + PartialEq>(table: &Table<K, V>, wanted: &BTreeMap<K, V>) -> Result<(), MapError> {
+    let there: BTreeMap<K, V> = table.read()?.into_iter().collect();
+    let new: Vec<(K, V)> =
+        wanted.iter().filter(|(key, value)| there.get(key) != Some(value)).map(|(key, value)| (*key, *value)).collect();
+    table.put_many(&new)?;
+    let gone: Vec<K> = there.into_keys().filter(|key| !wanted.contains_key(key)).collect();
+    table.delete_many(&gone)
 }
 
 fn put<'a, K: Pod, V: Pod>(

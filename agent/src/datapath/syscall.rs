@@ -3,8 +3,11 @@
 //! aya has no batch calls, and its element types cannot be implemented for those of `reeve-abi`.
 
 use bytemuck::Pod;
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -13,6 +16,8 @@ const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
+const OBJECT_GET: libc::c_long = 7;
+const LINK_UPDATE: libc::c_long = 29;
 
 /// `union bpf_attr`, element commands.
 #[repr(C)]
@@ -53,6 +58,45 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
     // refers to memory that its caller keeps alive and large enough for the map's key and value.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `union bpf_attr`, link update.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+/// `union bpf_attr`, pinned objects.
+#[repr(C)]
+#[derive(Default)]
+struct ObjectPath {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Opens what is pinned at a path.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjectPath { path: address(path.as_ptr()), ..ObjectPath::default() };
+    // SAFETY: a zero-initialised prefix of `union bpf_attr` for this command; the path lives until the call returns.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, OBJECT_GET, std::ptr::from_mut(&mut attributes), size_of::<ObjectPath>())
+    };
+    let fd = i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the call has just made it, for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program into a link, without a moment in which there is none.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes =
+        LinkUpdate { link_fd: fd_number(link), new_program_fd: fd_number(program), ..LinkUpdate::default() };
+    bpf(LINK_UPDATE, &mut attributes)
 }
 
 /// One value, `None` if the key is absent. `value` has the map's value size (all CPUs for per-CPU maps).

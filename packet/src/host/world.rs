@@ -2,14 +2,17 @@
 
 use super::{Ends, Host};
 use crate::env::{Action, Hook};
+use crate::mark;
+use crate::uplink;
 use crate::walk::{self, Scratch};
 use reeve_abi::address::{
     Address, AddressValue, NetworkKey, NetworkValue, OWNER_HOST, OWNER_LOCAL_POD, OWNER_REMOTE_POD,
 };
-use reeve_abi::config::SECOND_NS;
-use reeve_abi::endpoint::{ENDPOINT_READY, EndpointValue};
+use reeve_abi::config::{Config, SECOND_NS};
+use reeve_abi::endpoint::{ENDPOINT_MARKS, ENDPOINT_READY, EndpointValue};
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_HOST, IdentityId, PolicyNumber, Revision, TableId, WorkloadId};
+use reeve_abi::mark::{KIND_PENDING, KIND_POD};
 use reeve_abi::policy::{PEER_TABLE, PeerKey, PeerValue, PortKey, PortValue, VERDICT_ALLOW, VERDICT_DENY};
 use std::net::IpAddr;
 
@@ -34,6 +37,10 @@ pub(crate) struct Who {
 }
 
 impl Who {
+    /// Somebody without workload.
+    pub(crate) const fn somebody(v4: &'static str, v6: &'static str) -> Self {
+        Self { number: 0, v4, v6 }
+    }
     pub(crate) fn workload(self) -> WorkloadId {
         WorkloadId(self.number)
     }
@@ -165,22 +172,92 @@ impl World {
         self
     }
 
-    /// What the pod sends.
+    /// What the pod sends, as far as it goes without address translation.
     pub(crate) fn pod_sends(&mut self, frame: &[u8]) -> Action {
-        self.run(Hook::FromPod, frame, POD_DEVICE)
+        match self.pod_emits(frame) {
+            Action::Continue if self.kind() == KIND_PENDING => {
+                let owner = self.host.addresses.get(&self.scratch.packet.destination).map(|value| value.owner);
+                if owner == Some(OWNER_HOST) { self.host_gets(frame, POD_DEVICE) } else { self.leaves(frame, POD_DEVICE) }
+            }
+            action => action,
+        }
     }
 
-    /// What reaches the pod through a device, 0: made on this node.
-    pub(crate) fn pod_gets(&mut self, frame: &[u8], by: u32) -> Action {
-        self.run(Hook::ToPod, frame, by)
+    /// What the pod sends, at its own interface only; the mark that it gets stays in `host`.
+    pub(crate) fn pod_emits(&mut self, frame: &[u8]) -> Action {
+        self.emits(POD_DEVICE, frame)
     }
 
-    fn run(&mut self, hook: Hook, frame: &[u8], by: u32) -> Action {
-        self.host.frame = frame.to_vec();
-        self.host.ifindex = POD_DEVICE;
-        self.host.ingress_ifindex = by;
+    /// The same of the pod at another interface.
+    pub(crate) fn emits(&mut self, device: u32, frame: &[u8]) -> Action {
+        self.host.mark.set(0);
         self.sent += u64::from(self.host.segments);
-        walk::run(&self.host, hook, &mut self.scratch)
+        self.at(frame, device, device);
+        walk::run(&self.host, Hook::FromPod, &mut self.scratch)
+    }
+
+    /// What reaches the pod through a device, 0: made on this node. It has no mark.
+    pub(crate) fn pod_gets(&mut self, frame: &[u8], by: u32) -> Action {
+        self.host.mark.set(0);
+        self.reaches(POD_DEVICE, frame, by)
+    }
+
+    /// What reaches the pod at an interface, with the mark that it has.
+    pub(crate) fn reaches(&mut self, device: u32, frame: &[u8], by: u32) -> Action {
+        self.sent += u64::from(self.host.segments);
+        self.at(frame, device, by);
+        walk::run(&self.host, Hook::ToPod, &mut self.scratch)
+    }
+
+    /// What a neighbour's device sent, and translation has made a reply for the pod.
+    pub(crate) fn replies_through(&mut self, by: u32, frame: &[u8]) -> Action {
+        self.host.mark.set(mark::with(&Config::DEFAULT, 0, KIND_POD, 0));
+        self.reaches(POD_DEVICE, frame, by)
+    }
+
+    /// What leaves the node, with the mark that it has.
+    pub(crate) fn leaves(&mut self, frame: &[u8], by: u32) -> Action {
+        self.at(frame, UPLINK, by);
+        uplink::leaving(&self.host, &mut self.scratch)
+    }
+
+    /// What enters the node, with the mark that it has.
+    pub(crate) fn enters(&mut self, frame: &[u8]) -> Action {
+        self.at(frame, UPLINK, UPLINK);
+        uplink::entering(&self.host, &mut self.scratch)
+    }
+
+    /// What a process of the node receives, with the mark that it has.
+    pub(crate) fn host_gets(&mut self, frame: &[u8], by: u32) -> Action {
+        self.at(&frame[14..], UPLINK, by);
+        uplink::received(&self.host, &mut self.scratch)
+    }
+
+    fn at(&mut self, frame: &[u8], ifindex: u32, by: u32) {
+        self.host.frame = frame.to_vec();
+        self.host.ifindex = ifindex;
+        self.host.ingress_ifindex = by;
+    }
+
+    /// Kind of the packet's mark.
+    pub(crate) fn kind(&self) -> u32 {
+        mark::read(&self.host.config.unwrap_or(Config::DEFAULT), self.host.mark.get()).0
+    }
+
+    /// The neighbour as a second endpoint, under no policy; whatever comes from either carries a mark.
+    pub(crate) fn second(&mut self) {
+        let endpoint = EndpointValue {
+            head_ifindex: CLIENT_DEVICE,
+            tail_ifindex: CLIENT_DEVICE,
+            flags: ENDPOINT_READY | ENDPOINT_MARKS,
+            workload: CLIENT.workload(),
+            identity: CLIENT.identity(),
+            address_v4: CLIENT.address(false),
+            address_v6: CLIENT.address(true),
+            ..EndpointValue::default()
+        };
+        self.host.endpoints.insert(CLIENT_DEVICE, endpoint);
+        self.endpoint().flags |= ENDPOINT_MARKS;
     }
 
     /// Takes what was told so far.

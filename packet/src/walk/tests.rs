@@ -4,6 +4,8 @@ mod counts;
 mod established;
 mod fragments;
 mod icmp;
+mod marks;
 mod origin;
 mod policy;
 mod rejudged;
+mod services;

@@ -1,0 +1,159 @@
+//! Egress that could not be judged as the packet left its pod: judged where the destination that it reaches is known.
+//!
+//! Invariant: the flow's one entry stands under the address that the pod knows, and holds the verdict on the address
+//! that was reached; what comes back is let in only while that verdict allows.
+
+use crate::env::{Env, Hook};
+use crate::flow;
+use crate::judge::{self, Peer, Ruling};
+use crate::mark;
+use crate::parse::FRAGMENT_LATER;
+use crate::walk::{self, Rewritten, Scratch};
+use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
+use reeve_abi::config::CONFIG_UNGUARDED;
+use reeve_abi::conntrack::{self as ct, FlowKey, FlowValue};
+use reeve_abi::decision;
+use reeve_abi::endpoint::{DIRECTION_EGRESS, ENDPOINT_READY};
+use reeve_abi::ids::DecisionId;
+use reeve_abi::mark::KIND_PENDING;
+use reeve_abi::stats;
+
+/// Whether translation may still give the packet another destination than the one the pod sends it to.
+#[inline(always)]
+pub fn may_be_rewritten(peer: &Peer, s: &Scratch) -> bool {
+    // What has no ports goes to no Service. The kernel itself answers it at this node, where no hook would see it.
+    !judge::is_pod(peer) && (peer.owner != OWNER_HOST || s.packet.has_ports())
+}
+
+/// Makes the entry of a flow that nobody has judged yet; 1: the packet goes on, 0: denied by `s.ruling`.
+#[inline(always)]
+pub fn open<E: Env>(env: &E, s: &mut Scratch) -> u32 {
+    if s.endpoint.flags & ENDPOINT_READY == 0 {
+        s.ruling = Ruling::deny(decision::NOT_READY);
+        return 0;
+    }
+    s.flow = FlowValue {
+        revision: s.endpoint.head_revision,
+        own_identity: s.endpoint.identity,
+        first_ns: s.now_ns,
+        last_ns: s.now_ns,
+        flushed_ns: s.now_ns,
+        direction: DIRECTION_EGRESS,
+        verdict: flow::VERDICT_PENDING,
+        flags: ct::FLOW_PENDING,
+        port: u32::from(flow::judged_port(&s.packet)),
+        ..FlowValue::default()
+    };
+    if !env.put_flow(&s.key, &s.flow) {
+        env.count(stats::FLOWS_LOST);
+        s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);
+        return 0;
+    }
+    forward(env, s)
+}
+
+/// Sends the packet on, marked; 0: the destination that it shows is denied already, by `s.ruling`.
+#[inline(always)]
+pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
+    if s.config.flags & CONFIG_UNGUARDED != 0 {
+        s.peer = judge::peer(env, &s.key.remote);
+        let port = flow::judged_port(&s.packet);
+        s.ruling =
+            judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
+        if !s.ruling.allows() {
+            return 0;
+        }
+    }
+    s.stamp = KIND_PENDING;
+    env.count(stats::PENDING);
+    1
+}
+
+/// Judges, for the sender in `s.slot`, a packet where it leaves the node or reaches somebody on it; 1: it goes on.
+#[inline(never)]
+pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    let receiver = s.endpoint.workload;
+    match walk::read_endpoint(env, s.slot.ifindex, s) {
+        Some(true) if s.endpoint.workload == s.slot.workload => {}
+        _ => {
+            // The pod has gone, or its place could not be read whole.
+            env.count(stats::INCONSISTENT);
+            return 0;
+        }
+    }
+    s.key = FlowKey {
+        workload: s.slot.workload,
+        remote: s.slot.destination,
+        ports: s.slot.ports,
+        protocol: s.slot.protocol,
+    };
+    s.seen = Rewritten::default();
+    let port = s.key.ports & 0xffff;
+    let moved = s.packet.has_ports() && u32::from(s.packet.destination_port) != port;
+    if s.packet.destination != s.slot.destination || moved {
+        s.seen = Rewritten {
+            real: s.packet.destination,
+            service: s.slot.destination,
+            ports: u32::from(s.packet.destination_port) << 16 | if s.packet.has_ports() { port } else { 0 },
+        };
+    }
+    s.to_itself = u32::from(matches!(hook, Hook::Reached) && receiver == s.slot.workload);
+    if let Some(found) = env.flow(&s.key) {
+        // SAFETY: valid for the run of the program (`Env`).
+        let found = unsafe { &mut *found.as_ptr() };
+        if let Some(action) = walk::known(env, hook, s, found) {
+            return u32::from(matches!(action, crate::env::Action::Continue));
+        }
+    }
+    if s.packet.fragment == FRAGMENT_LATER {
+        // Its slot could not be checked against it: only a flow that was judged speaks for it.
+        walk::refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
+        return 0;
+    }
+    walk::miss(env, hook, s)
+}
+
+/// Drops what comes from a pod and has lost what was noted of it there. It is told if the pod can be made out.
+#[inline(never)]
+pub fn refuse_sender<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionId) -> u32 {
+    if by == decision::MARK_LOST {
+        env.count(stats::MARK_LOST);
+    }
+    let mut device = env.ingress_ifindex();
+    let source = judge::peer(env, &s.packet.source);
+    if source.owner == OWNER_LOCAL_POD && (source.device == device || source.bridge == device) {
+        device = source.device;
+    }
+    if walk::read_endpoint(env, device, s) != Some(true) {
+        return 0;
+    }
+    s.key = flow::key(s.endpoint.workload, Hook::FromPod, &s.packet);
+    s.slot.source = s.packet.source;
+    s.seen = Rewritten::default();
+    s.peer = judge::peer(env, &s.packet.destination);
+    walk::refuse(env, hook, s, by);
+    0
+}
+
+/// Whether an entry speaks of the destination that this packet reaches.
+#[inline(always)]
+pub fn same_destination(s: &Scratch, found: &FlowValue) -> bool {
+    found.verdict != flow::VERDICT_PENDING
+        && found.real == s.seen.real
+        && found.service == s.seen.service
+        && found.rewritten_ports == s.seen.ports
+}
+
+/// Whether an entry made for a client behind this node's address is another client's than the packet in `s.slot`.
+#[inline(always)]
+pub fn other_client(s: &Scratch, found: &FlowValue) -> bool {
+    found.flags & ct::FLOW_MASQUERADED != 0
+        && mark::has_slot(s.carried)
+        && (found.real != s.slot.source || found.rewritten_ports >> 16 != client_port(s))
+}
+
+/// The port that the client in `s.slot` sends from; 0 where there are none.
+#[inline(always)]
+pub fn client_port(s: &Scratch) -> u32 {
+    if s.packet.has_ports() { s.slot.ports >> 16 } else { 0 }
+}

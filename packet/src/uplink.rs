@@ -1,0 +1,130 @@
+//! What leaves and enters the node by devices that are no pod's, and what local processes receive.
+//!
+//! Invariant: nothing is dropped here but what a pod sent: on the verdict of its egress, or because that cannot be
+//! told any more.
+
+use crate::env::{Action, Env, Hook};
+use crate::flow;
+use crate::judge::Peer;
+use crate::mark::{self, KIND_LOST};
+use crate::parse::{self, ETHERNET_BYTES, FRAGMENT_LATER, Kind};
+use crate::pending;
+use crate::walk::{self, Rewritten, Scratch};
+use reeve_abi::config::Config;
+use reeve_abi::ids::WorkloadId;
+use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD};
+use reeve_abi::service::ServiceKey;
+use reeve_abi::{decision, stats};
+
+/// Interface index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// A packet leaves by a device that is no pod's, after address translation.
+#[inline(always)]
+pub fn leaving<E: Env>(env: &E, s: &mut Scratch) -> Action {
+    let Some(config) = env.config() else { return without_settings(env) };
+    let (kind, _) = mark::read(config, env.mark());
+    let by = env.ingress_ifindex();
+    if kind == KIND_NONE && by == 0 {
+        return Action::Continue;
+    }
+    // A mark on what was made here does not count: it is a process's own.
+    if by == 0 || kind == KIND_POD || (kind != KIND_PENDING && !mark::from_pod(env, by)) {
+        mark::clear(env, config);
+        return Action::Continue;
+    }
+    if env.endpoint_flags(env.ifindex()).is_some() {
+        return Action::Continue; // it reaches a pod here, whose own program judges
+    }
+    let header = env.device(env.ifindex()).map_or(ETHERNET_BYTES, |device| device.header_bytes);
+    if judged(env, Hook::Uplink, header, s, config) == 0 {
+        return Action::Drop;
+    }
+    mark::clear(env, config);
+    Action::Continue
+}
+
+/// A local process receives a packet, which begins with its IP header.
+#[inline(always)]
+pub fn received<E: Env>(env: &E, s: &mut Scratch) -> Action {
+    let Some(config) = env.config() else { return without_settings(env) };
+    let by = env.ingress_ifindex();
+    if by == 0 || by == LOOPBACK {
+        return Action::Continue;
+    }
+    let (kind, _) = mark::read(config, env.mark());
+    if kind == KIND_POD || (kind != KIND_PENDING && !mark::from_pod(env, by)) {
+        return Action::Continue;
+    }
+    if judged(env, Hook::HostIn, 0, s, config) == 1 { Action::Continue } else { Action::Drop }
+}
+
+/// A packet enters the node by a device that is no pod's, before address translation.
+#[inline(always)]
+pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
+    let Some(config) = env.config() else { return Action::Continue };
+    let marked = mark::with(config, env.mark(), KIND_NONE, 0) != env.mark();
+    let header = env.device(env.ifindex()).map_or(ETHERNET_BYTES, |device| device.header_bytes);
+    let to_service = parse::behind(env, header, &mut s.packet) == Kind::Ip
+        && s.packet.has_ports()
+        && s.packet.fragment != FRAGMENT_LATER
+        && env
+            .service(&ServiceKey {
+                address: s.packet.destination,
+                port: u32::from(s.packet.destination_port),
+                protocol: u32::from(s.packet.protocol),
+            })
+            .is_some();
+    if (!marked && !to_service) || env.endpoint_flags(env.ifindex()).is_some() {
+        return Action::Continue; // a pod's device has a program that marks
+    }
+    if to_service {
+        s.config = *config;
+        s.key = flow::key(WorkloadId(0), Hook::FromPod, &s.packet);
+        mark::put(env, s, KIND_CLIENT);
+        env.count(stats::CLIENT_NOTED);
+    } else {
+        mark::clear(env, config);
+        env.count(stats::MARK_CLEARED);
+    }
+    Action::Continue
+}
+
+/// Judges what a pod sent; 1: it goes on.
+#[inline(always)]
+fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Config) -> u32 {
+    s.config = *config;
+    s.now_ns = env.now_ns();
+    s.peer = Peer::default();
+    s.seen = Rewritten::default();
+    s.replaces = 0;
+    s.to_itself = 0;
+    match parse::behind(env, header, &mut s.packet) {
+        Kind::Ip => {}
+        Kind::Arp | Kind::NotIp | Kind::Malformed => {
+            env.count(stats::MARK_LOST);
+            return 0;
+        }
+    }
+    if s.packet.fragment != 0 && !walk::ports_of_fragment(env, hook, s) {
+        return pending::refuse_sender(env, hook, s, decision::UNKNOWN_FRAGMENT);
+    }
+    s.carried = mark::resolve(env, s);
+    if s.carried == KIND_PENDING {
+        return pending::settle(env, hook, s);
+    }
+    if s.carried == KIND_LOST || mark::from_pod(env, env.ingress_ifindex()) {
+        return pending::refuse_sender(env, hook, s, decision::MARK_LOST);
+    }
+    1 // the mark was somebody else's
+}
+
+/// Nothing can be read of a mark: what may be a pod's does not pass.
+#[inline(always)]
+fn without_settings<E: Env>(env: &E) -> Action {
+    if env.mark() == 0 || env.ingress_ifindex() == 0 {
+        return Action::Continue;
+    }
+    env.count(stats::INCONSISTENT);
+    Action::Drop
+}
