@@ -7,16 +7,18 @@ mod rows;
 
 use anyhow::Context;
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{self, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::IdentityId;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::env::Hook;
 use std::collections::HashSet;
 use std::marker::PhantomData;
@@ -30,6 +32,7 @@ const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENT
 
 /// `struct __sk_buff`, in bytes, and where a test run reads it.
 const CONTEXT_BYTES: usize = 192;
+const CONTEXT_MARK: usize = 8;
 const CONTEXT_INGRESS_IFINDEX: usize = 36;
 const CONTEXT_IFINDEX: usize = 40;
 
@@ -43,6 +46,43 @@ pub struct Kernel {
     interfaces: HashSet<u32>,
     /// The network namespace belongs to the thread.
     not_send: PhantomData<*const ()>,
+}
+
+/// An entry point of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is described where it is defined")]
+pub enum Program {
+    FromPod,
+    ToPod,
+    Uplink,
+    UplinkIn,
+    HostIn,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "reeve_from_pod",
+            Self::ToPod => "reeve_to_pod",
+            Self::Uplink => "reeve_uplink",
+            Self::UplinkIn => "reeve_uplink_in",
+            Self::HostIn => "reeve_host_in",
+        }
+    }
+}
+
+impl From<Hook> for Program {
+    fn from(hook: Hook) -> Self {
+        match hook {
+            Hook::FromPod => Self::FromPod,
+            Hook::ToPod | Hook::Reached => Self::ToPod,
+            Hook::Uplink => Self::Uplink,
+            Hook::HostIn => Self::HostIn,
+        }
+    }
 }
 
 /// What became of a frame.
@@ -61,6 +101,8 @@ pub struct Outcome {
     pub action: Action,
     /// What was told.
     pub events: Vec<Event>,
+    /// The mark that it has now.
+    pub mark: u32,
 }
 
 impl Kernel {
@@ -74,10 +116,14 @@ impl Kernel {
             loader.map_max_entries(map, entries);
         }
         let mut programs = loader.load(&object).context("cannot load the object")?;
-        for hook in [Hook::FromPod, Hook::ToPod] {
-            let program = programs.program_mut(program_name(hook)).context("the object lacks a program")?;
-            let program: &mut SchedClassifier = program.try_into()?;
-            program.load().with_context(|| format!("the verifier refuses {}", program_name(hook)))?;
+        for program in Program::ALL {
+            let name = program.name();
+            let loaded = match programs.program_mut(name).context("the object lacks a program")? {
+                programs::Program::SchedClassifier(program) => program.load(),
+                programs::Program::CgroupSkb(program) => program.load(),
+                _ => anyhow::bail!("{name} is of another kind"),
+            };
+            loaded.with_context(|| format!("the verifier refuses {name}"))?;
         }
         let events = RingBuf::try_from(programs.take_map("EVENTS").context("the object lacks EVENTS")?)?;
         // SAFETY: only this thread's view of the network changes.
@@ -91,6 +137,8 @@ impl Kernel {
     /// Empties every map and puts the default settings back; counters of `STATS` stay.
     pub fn clear(&mut self) -> anyhow::Result<()> {
         self.endpoints().clear()?;
+        self.devices().clear()?;
+        self.services().clear()?;
         self.addresses().clear()?;
         self.networks().clear()?;
         self.classes().clear()?;
@@ -122,17 +170,47 @@ impl Kernel {
     /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
     /// it was made there.
     pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> anyhow::Result<Outcome> {
+        self.run_marked(hook.into(), frame, ifindex, ingress_ifindex, 0)
+    }
+
+    /// The same of any program, over a frame that has a mark already. What local processes receive begins with its IP
+    /// header, which the kernel sees to.
+    pub fn run_marked(
+        &mut self,
+        program: Program,
+        frame: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+        mark: u32,
+    ) -> anyhow::Result<Outcome> {
         self.interface(ifindex)?;
-        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
-        let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
-        let result =
-            program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
-        let action = match result.return_value.cast_signed() {
-            TC_ACT_UNSPEC => Action::Continue,
-            TC_ACT_SHOT => Action::Drop,
-            other => anyhow::bail!("{hook:?} returned {other}, expected {TC_ACT_UNSPEC} or {TC_ACT_SHOT}"),
+        let context = context(ifindex, ingress_ifindex, mark);
+        let mut left = [0_u8; CONTEXT_BYTES];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut left),
+            ..TestRunOptions::default()
         };
-        Ok(Outcome { action, events: self.take_events() })
+        let result = self.test_run(program, options, ifindex)?;
+        let action = match (program, result.return_value.cast_signed()) {
+            (Program::HostIn, 1) => Action::Continue,
+            (Program::HostIn, 0) => Action::Drop,
+            (_, TC_ACT_UNSPEC) => Action::Continue,
+            (_, TC_ACT_SHOT) => Action::Drop,
+            (_, other) => anyhow::bail!("{program:?} returned {other}, which lets nothing through and drops nothing"),
+        };
+        let mark = left[CONTEXT_MARK..][..4].try_into().expect("four bytes");
+        Ok(Outcome { action, events: self.take_events(), mark: u32::from_ne_bytes(mark) })
+    }
+
+    fn test_run(&self, program: Program, options: TestRunOptions<'_>, ifindex: u32) -> anyhow::Result<TestRunResult> {
+        let result = match self.programs.program(program.name()) {
+            Some(programs::Program::SchedClassifier(program)) => program.test_run(options),
+            Some(programs::Program::CgroupSkb(program)) => program.test_run(options),
+            _ => anyhow::bail!("the object lacks {}", program.name()),
+        };
+        result.with_context(|| format!("cannot run {program:?} at interface {ifindex}"))
     }
 
     /// Mean time of one run over a frame, in ns, as the kernel measures `repeat` runs in a row.
@@ -145,7 +223,7 @@ impl Kernel {
         repeat: u32,
     ) -> anyhow::Result<f64> {
         self.interface(ifindex)?;
-        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
+        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex, 0));
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
         let result =
@@ -156,7 +234,7 @@ impl Kernel {
     /// Runs a program over one frame `repeat` times on each of several threads at once; what is told is thrown away.
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
-        let (program, context) = (self.program(hook)?, context(ifindex, ifindex));
+        let (program, context) = (self.program(hook)?, context(ifindex, ifindex, 0));
         let run = || {
             let options =
                 TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
@@ -178,20 +256,34 @@ impl Kernel {
     }
 
     /// Number of instructions that the verifier walked to accept a program.
-    pub fn verified_instructions(&self, hook: Hook) -> anyhow::Result<u32> {
-        self.program(hook)?.info()?.verified_instruction_count().context("this kernel does not tell")
+    pub fn verified_instructions(&self, program: Program) -> anyhow::Result<u32> {
+        let info = match self.programs.program(program.name()) {
+            Some(programs::Program::SchedClassifier(program)) => program.info()?,
+            Some(programs::Program::CgroupSkb(program)) => program.info()?,
+            _ => anyhow::bail!("the object lacks {}", program.name()),
+        };
+        info.verified_instruction_count().context("this kernel does not tell")
     }
 
     fn program(&self, hook: Hook) -> anyhow::Result<&SchedClassifier> {
-        match self.programs.program(program_name(hook)) {
-            Some(Program::SchedClassifier(program)) => Ok(program),
-            _ => anyhow::bail!("the object lacks {}", program_name(hook)),
+        let name = Program::from(hook).name();
+        match self.programs.program(name) {
+            Some(programs::Program::SchedClassifier(program)) => Ok(program),
+            _ => anyhow::bail!("the object lacks {name}"),
         }
     }
 
     /// Interface index -> endpoint.
     pub fn endpoints(&self) -> Rows<'_, u32, EndpointValue> {
         self.rows("ENDPOINTS")
+    }
+    /// Interface index -> what it is, if it is no pod's.
+    pub fn devices(&self) -> Rows<'_, u32, DeviceValue> {
+        self.rows("DEVICES")
+    }
+    /// (address, port, protocol) -> stands for others.
+    pub fn services(&self) -> Rows<'_, ServiceKey, ServiceValue> {
+        self.rows("SERVICES")
     }
     /// Exact address -> owner.
     pub fn addresses(&self) -> Rows<'_, Address, AddressValue> {
@@ -275,16 +367,10 @@ impl Kernel {
 }
 
 /// `struct __sk_buff` for a run at an interface.
-fn context(ifindex: u32, ingress_ifindex: u32) -> [u8; CONTEXT_BYTES] {
+fn context(ifindex: u32, ingress_ifindex: u32, mark: u32) -> [u8; CONTEXT_BYTES] {
     let mut context = [0_u8; CONTEXT_BYTES];
+    context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
     context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
     context[CONTEXT_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
     context
-}
-
-fn program_name(hook: Hook) -> &'static str {
-    match hook {
-        Hook::FromPod => "reeve_from_pod",
-        Hook::ToPod => "reeve_to_pod",
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use reeve_abi::address::OWNER_HOST;
 use reeve_abi::event::{EVENT_DENIED, EVENT_OPENED};
 use reeve_abi::ids::WorkloadId;
 use reeve_packet::env::Hook;
@@ -13,7 +14,7 @@ use reeve_policy::provenance::workload_id;
 
 use super::{Case, Judge};
 use crate::frames::{Ends, SCTP};
-use crate::kernel::{Action, Kernel};
+use crate::kernel::{Action, Kernel, Program};
 use crate::worlds::Flow;
 
 /// Where packets of everybody who is no pod of this node come in.
@@ -47,7 +48,14 @@ impl InKernel {
             Direction::Egress => (Hook::FromPod, device),
             Direction::Ingress => (Hook::ToPod, self.device(engine, case.flow.source)),
         };
-        let outcome = self.kernel.run(hook, &first_packet(&case.flow), device, enters)?;
+        let frame = first_packet(&case.flow);
+        let mut outcome = self.kernel.run(hook, &frame, device, enters)?;
+        if outcome.events.is_empty() && case.direction == Direction::Egress {
+            // Judged where it leaves the node, or reaches a process of it.
+            let owner = engine.image().addresses.get(&mapped(case.flow.destination)).map(|value| value.owner);
+            let end = if owner == Some(OWNER_HOST) { Program::HostIn } else { Program::Uplink };
+            outcome = self.kernel.run_marked(end, &frame, UPLINK, device, outcome.mark)?;
+        }
         let [event] = outcome.events.as_slice() else {
             anyhow::bail!("one event was expected: {outcome:?}");
         };

@@ -14,6 +14,8 @@ impl Kernel {
     pub fn apply_image(&mut self, image: &Image, devices: &[(WorkloadId, u32)]) -> anyhow::Result<()> {
         let device: HashMap<WorkloadId, u32> = devices.iter().copied().collect();
         self.endpoints().clear()?;
+        self.devices().clear()?;
+        self.services().clear()?;
         self.addresses().clear()?;
         self.networks().clear()?;
         self.classes().clear()?;

@@ -7,7 +7,7 @@ use reeve_abi::policy::{ClassValue, PEER_TABLE, PeerKey, PeerValue, VERDICT_ALLO
 use reeve_packet::env::Hook;
 use reeve_policy::image::mapped;
 use reeve_tests::frames::Ends;
-use reeve_tests::kernel::{Action, Kernel, Outcome};
+use reeve_tests::kernel::{Action, Kernel, Outcome, Program};
 use std::net::IpAddr;
 
 pub(crate) const UPLINK: u32 = 2;
@@ -27,6 +27,8 @@ pub(crate) const POD: Who = Who { number: 100, v4: "10.0.0.2", v6: "fd00::2" };
 pub(crate) const CLIENT: Who = Who { number: 101, v4: "10.0.0.3", v6: "fd00::3" };
 pub(crate) const REMOTE: Who = Who { number: 102, v4: "10.0.1.4", v6: "fd00:1::4" };
 pub(crate) const HOST: Who = Who { number: 0, v4: "172.18.0.1", v6: "fd00:18::1" };
+/// A Service: nobody's address.
+pub(crate) const SERVICE: Who = Who { number: 0, v4: "10.96.0.10", v6: "fd00:96::a" };
 pub(crate) const WORLD: Who = Who { number: 0, v4: "192.0.2.9", v6: "2001:db8::9" };
 
 /// Two ports in one word.
@@ -167,6 +169,15 @@ impl World {
         check(&outcome, action, told);
     }
 
+    /// What the pod sends, through its own interface and out of the node.
+    #[track_caller]
+    pub(crate) fn check_out(&mut self, frame: &[u8], action: Action, told: Option<(u8, DecisionId)>) {
+        let sent = self.kernel.run(Hook::FromPod, frame, POD_DEVICE, POD_DEVICE).unwrap();
+        assert_eq!((sent.action, sent.events), (Action::Continue, vec![]));
+        let outcome = self.kernel.run_marked(Program::Uplink, frame, UPLINK, POD_DEVICE, sent.mark).unwrap();
+        check(&outcome, action, told);
+    }
+
     #[track_caller]
     pub(crate) fn check_from_pod(&mut self, frame: &[u8], action: Action, told: Option<(u8, DecisionId)>) {
         let outcome = self.kernel.run(Hook::FromPod, frame, POD_DEVICE, POD_DEVICE).unwrap();
@@ -176,7 +187,7 @@ impl World {
 
 /// What became of the frame, and kind and decision of the only event.
 #[track_caller]
-fn check(outcome: &Outcome, action: Action, told: Option<(u8, DecisionId)>) {
+pub(crate) fn check(outcome: &Outcome, action: Action, told: Option<(u8, DecisionId)>) {
     let got: Vec<_> = outcome.events.iter().map(|event| (event.kind, event.decision)).collect();
     assert_eq!((outcome.action, got), (action, Vec::from_iter(told)), "{:#?}", outcome.events);
 }
