@@ -115,10 +115,22 @@ pub fn attempt(
     probe: Probe,
     v6: bool,
 ) -> anyhow::Result<Attempt> {
+    attempt_between(store, std::slice::from_mut(records), from, to, probe, v6)
+}
+
+/// Tries a connection between pods of several nodes, whose agents write these records.
+pub fn attempt_between(
+    store: &Store,
+    records: &mut [Records],
+    from: &Pod,
+    to: &Pod,
+    probe: Probe,
+    v6: bool,
+) -> anyhow::Result<Attempt> {
     let (source, destination) = (super::cast::address(from, v6), super::cast::address(to, v6));
     let (protocol, port) = probe.judged(destination);
     let told = oracle::explain(store.world(), source, destination, protocol, port);
-    records.rest()?;
+    gather(records)?;
     let mut connection = None;
     let answer: Answer = match probe {
         Probe::Tcp(port) => {
@@ -135,7 +147,7 @@ pub fn attempt(
     let mut found: Vec<(Value, FlowRecord)> = Vec::new();
     let wanted = ends(&told);
     let gathered = until("the records of a connection", RECORD_PATIENCE, || {
-        for line in records.rest()? {
+        for line in gather(records)? {
             let record: FlowRecord =
                 serde_json::from_value(line.clone()).with_context(|| format!("not a record: {line}"))?;
             let about = record.source.ip == Some(source)
@@ -172,6 +184,15 @@ pub fn attempt(
         })
         .collect();
     Ok(Attempt { rows, disagreement, connection, what })
+}
+
+/// What all of them hold that is new.
+fn gather(records: &mut [Records]) -> anyhow::Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for of_node in records {
+        all.extend(of_node.rest()?);
+    }
+    Ok(all)
 }
 
 fn word(allowed: bool) -> &'static str {

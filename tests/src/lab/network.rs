@@ -15,12 +15,20 @@ pub enum Network {
 }
 
 /// The tunnels' devices, IPv4 first.
-pub(super) const TUNNELS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
+const TUNNELS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
 
 /// What a tunnel takes for its own headers, and a little more.
 const TUNNEL_MTU_BYTES: u32 = 1400;
 
 impl Network {
+    /// The devices by which nodes send to other nodes' pods, IPv4 first.
+    pub fn wire(self) -> [&'static str; 2] {
+        match self {
+            Self::Flat => ["eth0"; 2],
+            Self::Overlay => TUNNELS,
+        }
+    }
+
     /// The largest packet that fits a pod's interface.
     pub(super) fn pod_mtu_bytes(self) -> u32 {
         match self {

@@ -163,12 +163,10 @@ impl Services {
     /// Gives a Service's addresses to a node and takes them out of the rules there, as a name server on each node does
     /// that answers under the cluster's own address for names.
     pub fn serve_on_node(&self, node: &Node, service: &Service) -> anyhow::Result<()> {
-        let mut commands = vec!["link add nodelocaldns type dummy".to_owned(), "link set nodelocaldns up".to_owned()];
-        for address in service.addresses {
+        node.netns().ip(&service.addresses.map(|address| {
             let (length, detection) = if address.is_ipv6() { (128, " nodad") } else { (32, "") };
-            commands.push(format!("addr add {address}/{length} dev nodelocaldns{detection}"));
-        }
-        node.netns().ip(&commands)?;
+            format!("addr add {address}/{length} dev lo{detection}")
+        }))?;
         match self.inner.flavour {
             Flavour::Nftables => nftables::bypass(node, service.addresses),
             Flavour::Iptables => iptables::bypass(node, service.addresses),

@@ -106,7 +106,7 @@ fn check_cluster_addresses(town: &Town) {
     let hairpin = town.service("self", &client);
     town.check(&town.client, hairpin, &town.client, None);
     // The node is no pod, so its own packets take the address of the device that they leave by.
-    town.check(&town.n1, to_local, &town.local, None.or(Some(seen_by_local(town))));
+    town.check(&town.n1, to_local, &town.local, Some(seen_by_local(town)));
     assert_eq!(ask(&town.n1.netns, to_remote), Ok(()), "a process of the node to a pod of another");
     assert_eq!(town.remote.tcp.clients().len(), 1);
     let to_host = town.service("host-here", &Backend::host(&town.nodes[0]));

@@ -22,7 +22,7 @@ const BASE: [(&str, &str); 6] = [
     ("filter-forward", "type filter hook forward priority -110 ;"),
     ("filter-output", "type filter hook output priority -110 ;"),
 ];
-const PLAIN: [&str; 4] = ["services", "masquerading", "mark-for-masquerade", "endpoints-check"];
+const PLAIN: [&str; 5] = ["services", "masquerading", "mark-for-masquerade", "endpoints-check", "reject-chain"];
 const MAPS: [&str; 4] = ["service-ips", "service-nodeports", "no-endpoint-services", "no-endpoint-nodeports"];
 
 /// One family's rules as they grow.
@@ -107,6 +107,7 @@ impl<'a> Rules<'a> {
             self.rule(chain, &format!("{family} daddr . meta l4proto . th dport vmap @{services}"));
             self.rule(chain, &format!("fib daddr type local {to_node} meta l4proto . th dport vmap @{ports}"));
         }
+        self.rule("reject-chain", "reject");
         self.rule("mark-for-masquerade", "meta mark set meta mark or 0x4000");
         self.rule("masquerading", "meta mark and 0x4000 == 0 return");
         self.rule("masquerading", "meta mark set meta mark xor 0x4000");
@@ -127,9 +128,9 @@ impl<'a> Rules<'a> {
         let at_service = format!("{address} . {word} . {}", port.port);
         let at_nodes = port.node_port.map(|number| format!("{word} . {number}"));
         if backends.is_empty() {
-            self.element("no-endpoint-services", &at_service, "reject");
+            self.element("no-endpoint-services", &at_service, "goto reject-chain");
             if let Some(key) = at_nodes {
-                self.element("no-endpoint-nodeports", &key, "reject");
+                self.element("no-endpoint-nodeports", &key, "goto reject-chain");
             }
             return;
         }
