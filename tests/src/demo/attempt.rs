@@ -127,21 +127,37 @@ pub fn attempt_between(
     probe: Probe,
     v6: bool,
 ) -> anyhow::Result<Attempt> {
+    let address = super::cast::address(to, v6);
+    let asked = match probe {
+        Probe::Tcp(port) | Probe::Udp(port) => SocketAddr::new(address, port),
+        Probe::Ping => SocketAddr::new(address, 0),
+    };
+    attempt_at(store, records, from, asked, to, probe, v6)
+}
+
+/// Tries a connection by asking for an address that leads to `to`; the probe's port is the one there.
+pub fn attempt_at(
+    store: &Store,
+    records: &mut [Records],
+    from: &Pod,
+    asked: SocketAddr,
+    to: &Pod,
+    probe: Probe,
+    v6: bool,
+) -> anyhow::Result<Attempt> {
     let (source, destination) = (super::cast::address(from, v6), super::cast::address(to, v6));
     let (protocol, port) = probe.judged(destination);
     let told = oracle::explain(store.world(), source, destination, protocol, port);
     gather(records)?;
     let mut connection = None;
     let answer: Answer = match probe {
-        Probe::Tcp(port) => {
-            traffic::connect(from.netns(), SocketAddr::new(destination, port), PATIENCE).and_then(|mut open| {
-                open.exchange(PATIENCE)?;
-                connection = Some(open);
-                Ok(())
-            })
-        }
-        Probe::Udp(port) => traffic::udp_exchange(from.netns(), SocketAddr::new(destination, port), PATIENCE),
-        Probe::Ping => traffic::ping(from.netns(), destination, PATIENCE),
+        Probe::Tcp(_) => traffic::connect(from.netns(), asked, PATIENCE).and_then(|mut open| {
+            open.exchange(PATIENCE)?;
+            connection = Some(open);
+            Ok(())
+        }),
+        Probe::Udp(_) => traffic::udp_exchange(from.netns(), asked, PATIENCE),
+        Probe::Ping => traffic::ping(from.netns(), asked.ip(), PATIENCE),
     };
     let what = format!("{} -> {} {}", from.full_name(), to.full_name(), probe.text());
     let mut found: Vec<(Value, FlowRecord)> = Vec::new();

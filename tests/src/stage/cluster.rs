@@ -1,9 +1,10 @@
 //! Several nodes, each with its own agent: what passes between them is judged and recorded at both ends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use reeve_policy::model::{Direction, Verdict};
-use serde_json::Value;
+use reeve_policy::store::Store;
+use serde_json::{Value, json};
 
 use super::{RECORD_PATIENCE, ingress_from, serving_pod, write_policy};
 use crate::demo::attempt::{self, Attempt, Probe};
@@ -116,9 +117,38 @@ impl Cluster {
     /// its own node, and the verdict is this one.
     #[track_caller]
     pub fn check(&mut self, from: &Pod, to: &Pod, probe: Probe, v6: bool, verdict: Verdict, said: &str) -> Attempt {
-        let facts = self.nodes[0].manifests_directory();
-        let store = attempt::facts(&facts, self.nodes[0].name()).expect("the facts");
+        let store = self.facts();
         let done = attempt::attempt_between(&store, &mut self.records, from, to, probe, v6).expect("an attempt");
+        self.agreed(from, to, done, verdict, said)
+    }
+
+    /// As [`Cluster::check`], asking for an address that leads to `to`, which the sender's record names too.
+    #[track_caller]
+    pub fn check_at(
+        &mut self,
+        from: &Pod,
+        asked: SocketAddr,
+        to: &Pod,
+        probe: Probe,
+        verdict: Verdict,
+        said: &str,
+    ) -> Attempt {
+        let store = self.facts();
+        let done = attempt::attempt_at(&store, &mut self.records, from, asked, to, probe, asked.is_ipv6());
+        let done = self.agreed(from, to, done.expect("an attempt"), verdict, said);
+        let sent = &done.rows[0].line;
+        assert_eq!(sent["direction"], "egress", "{sent}");
+        let service = json!({ "address": asked.ip(), "port": asked.port() });
+        assert_eq!(sent["service"], service, "{}: {sent}", done.what);
+        done
+    }
+
+    fn facts(&self) -> Store {
+        attempt::facts(&self.nodes[0].manifests_directory(), self.nodes[0].name()).expect("the facts")
+    }
+
+    #[track_caller]
+    fn agreed(&self, from: &Pod, to: &Pod, done: Attempt, verdict: Verdict, said: &str) -> Attempt {
         let told: Vec<String> = done.disagreements().collect();
         let logs: Vec<String> = self.agents.iter().map(Agent::log).collect();
         assert!(told.is_empty(), "{}\nagents:\n{}", told.join("\n"), logs.join("\n---\n"));

@@ -294,13 +294,12 @@ fn relabel_of_a_remote_pod_cuts_on_the_other_node_through_a_tunnel() {
 }
 
 #[test]
-fn pod_that_moves_to_another_node_with_its_address_is_known_there_and_its_old_wire_is_not_it() {
+fn remote_pod_whose_manifest_is_gone_is_no_client_any_more() {
     if crate::skipped() {
         return;
     }
-    let (mut cluster, web, client, guest) = shop("move", Network::Flat, [Mode::Routed, Mode::Routed]);
+    let (mut cluster, web, client, guest) = shop("gone", Network::Flat, [Mode::Routed, Mode::Routed]);
     cluster.check(&client, &web, WEB, false, Verdict::Allow, "web-clients");
-    // The manifest says that a pod elsewhere has what the client had: the wire on the first node is nobody's now.
     client.remove_manifest().expect("removed");
     cluster.settled();
     assert_eq!(get(client.netns(), web.v4()), Err(NoAnswer::TimedOut), "an address that is nobody's is no client");
