@@ -117,6 +117,14 @@ fn check_process_of_another_node(name: &str, network: Network, shown: [&str; 2])
         let line = cluster.record_between(1, from, to);
         assert_eq!((&line["verdict"], &line["direction"]), (&"deny".into(), &"ingress".into()), "{line}");
         assert!(line["decision"].to_string().contains("web-clients"), "{line}");
+        if network == Network::Flat {
+            // The address of a tunnel stands in no Node's status.
+            assert_eq!(
+                (&line["source"]["owner"], &line["source"]["node"]),
+                (&"node".into(), &"node-1".into()),
+                "{line}"
+            );
+        }
         assert_eq!(get(&second, to), Ok(()), "the own node's process is let in");
     }
     let blocks = shown.map(|address| {
@@ -182,6 +190,8 @@ fn check_to_processes_of_nodes(name: &str, network: Network, mode: Mode) {
             let line = cluster.record_between(0, source, address);
             assert_eq!((&line["verdict"], &line["direction"]), (&verdict.into(), &"egress".into()), "{line}");
             assert!(line["decision"].to_string().contains("one-node"), "{line}");
+            let owner = if own.contains(&address) { "host" } else { "node" };
+            assert_eq!(line["destination"]["owner"], owner, "{line}");
             assert_eq!(get(free.netns(), address), Ok(()), "who is not selected reaches {address}");
         }
     }
