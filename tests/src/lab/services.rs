@@ -4,13 +4,14 @@
 //! the masquerade of pods that leave an overlay are CNI plugins' work; they are here because they are rules of the same
 //! kind.
 
+mod conntrack;
 mod iptables;
 mod nftables;
 mod slices;
 mod spec;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, bail};
@@ -71,7 +72,7 @@ struct Entry {
 struct HostPort {
     node: String,
     transport: Transport,
-    host_port: u16,
+    number: u16,
     target: u16,
     addresses: Vec<IpAddr>,
     /// Whom the older rules masquerade on their way there: the network of the pod's interface.
@@ -152,7 +153,7 @@ impl Services {
         state.host_ports.push(HostPort {
             node: pod.node().name().to_owned(),
             transport,
-            host_port,
+            number: host_port,
             target,
             addresses: pod.addresses().to_vec(),
             neighbours: neighbours.collect(),
@@ -215,14 +216,27 @@ impl Service {
         self.addresses[1]
     }
 
-    /// Leads new connections to these; what is established stays where it is.
+    /// Leads new connections to these; TCP that is established stays where it is, datagrams go where the next would.
     pub fn set_backends(&self, backends: &[Backend]) -> anyhow::Result<()> {
         let manifests = self.services.inner.lab.manifests();
-        self.services.change(|state| {
+        let (entry, left) = self.services.change(|state| {
             let entry = state.services.get_mut(&self.key).with_context(|| format!("{} is gone", self.key))?;
-            entry.backends = backends.to_vec();
-            slices::write(manifests, entry)
-        })
+            let left = std::mem::replace(&mut entry.backends, backends.to_vec());
+            slices::write(manifests, entry)?;
+            Ok((entry.clone(), left))
+        })?;
+        let stays = |address: &IpAddr| backends.iter().any(|backend| backend.addresses.contains(address));
+        let left: Vec<IpAddr> =
+            left.into_iter().flat_map(|backend| backend.addresses).filter(|old| !stays(old)).collect();
+        for proxy in &self.services.lock().nodes {
+            for old in &left {
+                let asked = entry.addresses[usize::from(old.is_ipv6())];
+                for port in entry.spec.ports.iter().filter(|port| port.transport == Transport::Udp) {
+                    conntrack::forget(&proxy.node, SocketAddr::new(asked, port.port), *old)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes it away, rules and manifests.

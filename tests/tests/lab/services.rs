@@ -185,15 +185,21 @@ fn check_choices(town: &Town) {
     assert_eq!(ask(&town.client.netns, to(&sticky)), Ok(()));
     assert_eq!(counts().map(|count| count > 0), sticky_counts.map(|count| count > 0));
 
-    let moving = town.services.add(spec("moving"), &[local]).unwrap();
+    let moving = town.services.add(spec("moving").port(Udp, 53, NAMES), &[local]).unwrap();
     let address = to(&moving);
     let mut live = connect(&town.client.netns, address, GENEROUS).unwrap();
     assert_eq!(live.exchange(GENEROUS), Ok(()));
     assert_eq!(counts(), [1, 0]);
+    let mut datagrams = UdpClient::new(&town.client.netns, None, SocketAddr::new(address.ip(), 53)).unwrap();
+    assert_eq!(datagrams.exchange(GENEROUS), Ok(()));
+    assert_eq!(town.local.udp.clients().len(), 1);
     moving.set_backends(&[remote]).unwrap();
     assert_eq!(ask(&town.client.netns, address), Ok(()));
     assert_eq!(live.exchange(GENEROUS), Ok(()), "what was open stays where it was");
     assert_eq!(counts(), [0, 1]);
+    assert_eq!(datagrams.exchange(GENEROUS), Ok(()));
+    let moved = [&town.local, &town.remote].map(|server| server.udp.clients().len());
+    assert_eq!(moved, [0, 1], "datagrams from the same port go where new ones would");
     moving.set_backends(&[]).unwrap();
     assert_eq!(ask(&town.client.netns, address), Err(NoAnswer::Refused), "nobody serves it");
     moving.remove().unwrap();

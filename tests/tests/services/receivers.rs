@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use reeve_tests::lab::Transport::Tcp;
 use reeve_tests::lab::{Backend, ExternalPolicy};
-use reeve_tests::traffic::{NoAnswer, PATIENCE, connect};
+use reeve_tests::traffic::{NoAnswer, PATIENCE, UdpClient, connect};
 
 use super::town::{Town, ask, ask_udp, everywhere, pods};
 
@@ -86,5 +86,24 @@ fn connection_stays_with_its_backend_when_its_service_moves_to_one_that_is_close
         service.set_backends(&[Backend::pod(&town.web)]).expect("moved back");
         town.cluster.settled();
         assert_eq!(ask(&netns, tcp), Ok(()));
+    });
+}
+
+#[test]
+fn datagrams_from_one_port_that_are_led_to_another_backend_are_judged_there() {
+    everywhere("moves-udp", |town| {
+        let service = town.service("names", &[Backend::pod(&town.web)]);
+        town.let_in("near", &[pods("role", "nobody")]);
+        let mut live = UdpClient::new(town.client.netns(), None, town.udp(&service)).expect("a socket");
+        assert_eq!(live.exchange(PATIENCE), Ok(()));
+        service.set_backends(&[Backend::pod(&town.near)]).expect("moved");
+        town.cluster.settled();
+        town.cluster.skip_records();
+        assert_eq!(live.exchange(PATIENCE), Err(NoAnswer::TimedOut), "the closed pod has them now");
+        let (from, to) = (town.of(&town.client), town.of(&town.near));
+        town.told_at_receiver(0, from, to, "deny", "into-near");
+        service.set_backends(&[Backend::pod(&town.web)]).expect("moved back");
+        town.cluster.settled();
+        assert_eq!(live.exchange(PATIENCE), Ok(()));
     });
 }

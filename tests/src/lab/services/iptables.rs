@@ -125,7 +125,7 @@ impl Rules<'_> {
             let addresses = port.addresses.iter().zip(&port.neighbours);
             for (address, neighbours) in addresses.filter(|(address, _)| address.is_ipv6() == view.v6) {
                 let word = port.transport.word();
-                let matched = format!("CNI-HOSTPORT-DNAT -p {word} --dport {}", port.host_port);
+                let matched = format!("CNI-HOSTPORT-DNAT -p {word} --dport {}", port.number);
                 self.rule(&format!("{matched} -s {neighbours} -j MARK --or-mark 0x2000"));
                 self.rule(&format!("{matched} -j DNAT --to-destination {}", target(*address, port.target)));
             }

@@ -277,7 +277,7 @@ fn host_ports(view: &View<'_>, family: &str) -> String {
             let _ = writeln!(
                 text,
                 "add rule {family} {TABLE} hostports {word} dport {} dnat to {target}:{}",
-                port.host_port, port.target
+                port.number, port.target
             );
             let _ = writeln!(
                 text,
