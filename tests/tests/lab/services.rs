@@ -76,21 +76,21 @@ impl Town {
         let service = self.services.add(spec, std::slice::from_ref(backend)).unwrap();
         SocketAddr::new(self.address(&service), 80)
     }
+}
 
-    /// TCP and UDP from `from` by way of a Service end at `to`, where the client appears as `seen`, if that is given.
-    #[track_caller]
-    fn check(&self, from: &Served, service: SocketAddr, to: &Served, seen: Option<IpAddr>) {
-        assert_eq!(ask(&from.netns, service), Ok(()), "TCP to {service}");
-        let names = SocketAddr::new(service.ip(), 53);
-        let mut udp = UdpClient::new(&from.netns, None, names).unwrap();
-        assert_eq!(udp.exchange(GENEROUS), Ok(()), "UDP to {names}");
-        for (server, what) in [(&to.tcp, "TCP"), (&to.udp, "UDP")] {
-            let clients = server.clients();
-            let client = clients.last().unwrap_or_else(|| panic!("{what} to {service} ends at {}", to.address)).ip();
-            match seen {
-                Some(seen) => assert_eq!(client, seen, "{what} to {service}"),
-                None => assert_ne!(client, from.address, "{what} to {service} is masqueraded"),
-            }
+/// TCP and UDP from `from` by way of a Service end at `to`, where the client appears as `seen`, if that is given.
+#[track_caller]
+fn check_leads(from: &Served, service: SocketAddr, to: &Served, seen: Option<IpAddr>) {
+    assert_eq!(ask(&from.netns, service), Ok(()), "TCP to {service}");
+    let names = SocketAddr::new(service.ip(), 53);
+    let mut udp = UdpClient::new(&from.netns, None, names).unwrap();
+    assert_eq!(udp.exchange(GENEROUS), Ok(()), "UDP to {names}");
+    for (server, what) in [(&to.tcp, "TCP"), (&to.udp, "UDP")] {
+        let clients = server.clients();
+        let client = clients.last().unwrap_or_else(|| panic!("{what} to {service} ends at {}", to.address)).ip();
+        match seen {
+            Some(seen) => assert_eq!(client, seen, "{what} to {service}"),
+            None => assert_ne!(client, from.address, "{what} to {service} is masqueraded"),
         }
     }
 }
@@ -100,21 +100,21 @@ fn check_cluster_addresses(town: &Town) {
     let [client, local, remote] = [0, 1, 2].map(|index: usize| Backend::pod(&town.pods[index]));
     let own = Some(town.client.address);
     let to_local = town.service("local", &local);
-    town.check(&town.client, to_local, &town.local, own);
+    check_leads(&town.client, to_local, &town.local, own);
     let to_remote = town.service("remote", &remote);
-    town.check(&town.client, to_remote, &town.remote, own);
+    check_leads(&town.client, to_remote, &town.remote, own);
     let hairpin = town.service("self", &client);
-    town.check(&town.client, hairpin, &town.client, None);
+    check_leads(&town.client, hairpin, &town.client, None);
     // The node is no pod, so its own packets take the address of the device that they leave by.
-    town.check(&town.n1, to_local, &town.local, Some(seen_by_local(town)));
+    check_leads(&town.n1, to_local, &town.local, Some(seen_by_local(town)));
     assert_eq!(ask(&town.n1.netns, to_remote), Ok(()), "a process of the node to a pod of another");
     assert_eq!(town.remote.tcp.clients().len(), 1);
     let to_host = town.service("host-here", &Backend::host(&town.nodes[0]));
-    town.check(&town.client, to_host, &town.n1, own);
+    check_leads(&town.client, to_host, &town.n1, own);
     let to_other_host = town.service("host-there", &Backend::host(&town.nodes[1]));
     let seen =
         if town.pods[0].node().lab().network() == Network::Overlay { town.n1.address } else { town.client.address };
-    town.check(&town.client, to_other_host, &town.n2, Some(seen));
+    check_leads(&town.client, to_other_host, &town.n2, Some(seen));
 }
 
 /// As whom the first node's own processes appear to its pods when their packets are masqueraded.
