@@ -107,10 +107,14 @@ pub fn transition(old: &Image, new: &Image) -> Transition {
             ops.push(Op::PutEndpoint(*id, EndpointImage { policies, ..*endpoint }));
         }
     }
-    // Classes, then what takes them on.
+    // Classes of identities that nothing shows yet, then what takes them on, and only then those of identities that were
+    // shown before: what has left them by now goes another way.
     ops.extend(middle.idle_classes(&classes).map(Op::DeleteClass));
-    ops.extend(changed(&old.classes, &classes).map(|(id, value)| Op::PutClass(id, *value)));
+    let (seen, unseen): (Vec<_>, Vec<_>) =
+        changed(&old.classes, &classes).partition(|(id, _)| middle.is_shown_before(*id));
+    ops.extend(unseen.iter().map(|(id, value)| Op::PutClass(*id, **value)));
     ops.extend(moves.iter().copied());
+    ops.extend(seen.iter().map(|(id, value)| Op::PutClass(*id, **value)));
     // Endpoints flip. Those that keep their policies get their new revision when everything else is in place, so that no
     // flow is judged by what is leaving under a revision that is new.
     let mut last = Vec::new();

@@ -1,8 +1,7 @@
 //! Histories end in the image of their last facts, however they were told; and no plan shows a half-done change.
 //!
-//! `REEVE_SEQUENCES` is the number of histories (default 40), `REEVE_SEED` the seed of the first (default: 1, so that
-//! a run can be repeated). Known to fail: 13158956275340891316 with one history, where for the space of one operation an
-//! address that becomes contested is answered by a row that is neither the old image's nor the new one's.
+//! `REEVE_SEQUENCES` is the number of histories (default 40), `REEVE_SEED` the seed of the first (default: random); both
+//! are printed.
 #![allow(clippy::format_collect, reason = "a failure's text may be slow")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +27,7 @@ fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
 
 fn each_sequence(check: impl Fn(&str, &Sequence, &mut Rng)) {
     let count = number("REEVE_SEQUENCES", || 40);
-    let seed = number("REEVE_SEED", || 1);
+    let seed = number("REEVE_SEED", || fastrand::u64(..));
     println!("{count} histories of {STEPS} changes, REEVE_SEED={seed}");
     for seed in (0..count).map(|nth| seed.wrapping_add(nth)) {
         let name = format!("REEVE_SEED={seed} REEVE_SEQUENCES=1");

@@ -22,6 +22,8 @@ pub(super) struct Middle<'a> {
     /// What all that shows an identity goes through.
     pairs: BTreeMap<IdentityId, Pair>,
     stand_ins: BTreeMap<IdentityId, IdentityId>,
+    /// What addresses and prefixes of the old image show.
+    shown_before: BTreeSet<IdentityId>,
     /// Transitional class -> the two that it joins.
     classes: BTreeMap<ClassId, Pair>,
     /// Policies that some endpoint leaves.
@@ -43,7 +45,8 @@ impl<'a> Middle<'a> {
         // An identity that has a class in the new image must not go on showing another one's until a deletion, even if no
         // address shows it any more.
         let lasts: BTreeSet<IdentityId> = used(new).into_iter().chain(new.classes.keys().copied()).collect();
-        let stays: BTreeMap<IdentityId, Pair> = used(old)
+        let shown_before = used(old);
+        let stays: BTreeMap<IdentityId, Pair> = shown_before
             .iter()
             .filter(|id| lasts.contains(id))
             .map(|id| (*id, (old.class_of(*id), new.class_of(*id))))
@@ -64,12 +67,18 @@ impl<'a> Middle<'a> {
             new,
             needed,
             pairs: stays,
+            shown_before,
             stand_ins: BTreeMap::new(),
             classes: BTreeMap::new(),
             left,
             is: policies_of(new),
             taken: taken.chain(old.addresses.values().map(|value| value.identity.0)).collect(),
         }
+    }
+
+    /// Whether something shows this identity in the old image.
+    pub(super) fn is_shown_before(&self, id: IdentityId) -> bool {
+        self.shown_before.contains(&id)
     }
 
     /// What shows `from` and will show `to` shows this in between, from now on.
