@@ -7,6 +7,7 @@ pub mod guard;
 pub mod load;
 pub mod maps;
 pub mod reconcile;
+pub mod services;
 mod syscall;
 pub mod uplinks;
 

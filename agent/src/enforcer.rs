@@ -8,6 +8,7 @@ use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::guard::{self, Guard};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
+use crate::datapath::services;
 use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
@@ -307,6 +308,7 @@ impl Enforcer {
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
         reconcile::follow(&maps.devices, &rows)?;
+        let services = reconcile::follow(&maps.services, &services::rows(self.engine.world()));
         let mut failed: Vec<String> =
             self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)).collect();
         failed.extend(self.uplinks.attach_host(&mut self.loaded, &self.cgroup).err().map(|error| sentence(&error)));
@@ -314,6 +316,8 @@ impl Enforcer {
         failed.extend(self.guard.follow(&hooked).err().map(|error| sentence(&error)));
         self.guarded = failed.is_empty();
         reasons.extend(failed);
+        // A client whom nobody notes is nobody in particular: what is missing here opens nothing.
+        reasons.extend(services.err().map(|error| sentence(&error)));
         let config = self.loaded.maps.config.get(&0)?.unwrap_or(abi::config::Config::DEFAULT);
         let flags = if self.guarded { 0 } else { CONFIG_UNGUARDED };
         if config.flags != flags {

@@ -190,7 +190,7 @@ impl Compiler {
                 unsettled.addresses.extend(self.claims.replace_node(before.as_deref(), after.as_deref()));
             }
             Touched::LocalAddresses { after, .. } => unsettled.addresses.extend(self.claims.replace_local(after)),
-            Touched::Policy { .. } | Touched::Tiers => {}
+            Touched::Policy { .. } | Touched::Tiers | Touched::Service { .. } | Touched::EndpointSlice { .. } => {}
         }
     }
 

@@ -9,6 +9,8 @@ mod input;
 mod life;
 #[path = "netns/nodes.rs"]
 mod nodes;
+#[path = "netns/marks.rs"]
+mod marks;
 #[path = "netns/numbers.rs"]
 mod numbers;
 #[path = "netns/origin.rs"]

@@ -2,5 +2,7 @@
 
 #[path = "services/receivers.rs"]
 mod receivers;
+#[path = "services/senders.rs"]
+mod senders;
 #[path = "services/town.rs"]
 mod town;
