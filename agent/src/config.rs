@@ -92,7 +92,10 @@ impl std::str::FromStr for MarkMask {
         let bits = bits.map_err(|error| format!("mark mask {text:?} is no number of 32 bits: {error}"))?;
         let shift = bits.trailing_zeros();
         if bits == 0 || bits >> shift != mark::MASK {
-            return Err(format!("mark mask {text:?} is not {} bits in a row, such as 0x3fff0000", mark::MASK.count_ones()));
+            return Err(format!(
+                "mark mask {text:?} is not {} bits in a row, such as 0x3fff0000",
+                mark::MASK.count_ones()
+            ));
         }
         Ok(Self { shift })
     }

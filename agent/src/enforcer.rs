@@ -19,8 +19,8 @@ use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::config::CONFIG_UNGUARDED;
 use reeve_abi::device::{DEVICE_POD_BRIDGE, DEVICE_UPLINK, DeviceValue};
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
-use reeve_abi::{self as abi, mark};
 use reeve_abi::ids::WorkloadId;
+use reeve_abi::{self as abi, mark};
 use reeve_policy::engine::Engine;
 use reeve_policy::image::EndpointImage;
 use reeve_policy::limits::Limits;
@@ -302,9 +302,7 @@ impl Enforcer {
         let devices = links.uplinks(&pods, &bridges);
         let mut rows: BTreeMap<u32, DeviceValue> = devices
             .iter()
-            .map(|(ifindex, device)| {
-                (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes })
-            })
+            .map(|(ifindex, device)| (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes }))
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
         reconcile::follow(&maps.devices, &rows)?;

@@ -23,9 +23,9 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     let (links, maps) = (config.link_pins(), config.map_pins());
     for path in entries(&links)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let pods = name.split_once('-').is_some_and(|(ifindex, side)| {
-            ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to")
-        });
+        let pods = name
+            .split_once('-')
+            .is_some_and(|(ifindex, side)| ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to"));
         if pods || uplinks::is_pin(name) {
             file(path, &mut removed)?;
         }
@@ -79,9 +79,13 @@ mod tests {
             std::fs::create_dir_all(directory).expect("made");
         }
         let foreign = config.link_pins().join("somebody");
-        for path in
-            [config.link_pins().join("6-from"), config.link_pins().join("host-in"), config.map_pins().join("FLOWS"), config.dictionary(), foreign.clone()]
-        {
+        for path in [
+            config.link_pins().join("6-from"),
+            config.link_pins().join("host-in"),
+            config.map_pins().join("FLOWS"),
+            config.dictionary(),
+            foreign.clone(),
+        ] {
             std::fs::write(path, "").expect("written");
         }
         let mut removed = uninstall(&config).expect("removed");

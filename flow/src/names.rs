@@ -4,8 +4,8 @@
 
 use crate::decode::{Kind, TypedEvent};
 use crate::record::{
-    EventKind, Flag, FlowRecord, Icmp, Owner, Protocol, Reason, RecordedDecision, SCHEMA, ServiceAddress, Side, UnknownNumber,
-    WorkloadKind, WorkloadRef,
+    EventKind, Flag, FlowRecord, Icmp, Owner, Protocol, Reason, RecordedDecision, SCHEMA, ServiceAddress, Side,
+    UnknownNumber, WorkloadKind, WorkloadRef,
 };
 use crate::time::Clock;
 use reeve_abi::event::{EVENT_FLAG_CUT, EVENT_FLAG_MAY_BE_MASQUERADED, EVENT_FLAG_PICKED_UP};

@@ -4,7 +4,9 @@ use crate::env::Env;
 use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_HOST, OWNER_LOCAL_POD, OWNER_REMOTE_POD};
 use reeve_abi::decision;
 use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue, policy_index};
-use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId};
+use reeve_abi::ids::{
+    ClassId, DecisionId, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId,
+};
 use reeve_abi::policy::{
     ANY_PORT, PEER_RANGES, PEER_TABLE, PeerKey, PortKey, RANGE_BASE_BITS, RangeKey, VERDICT_ALLOW, VERDICT_DENY,
 };

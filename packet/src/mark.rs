@@ -10,9 +10,7 @@ use reeve_abi::config::Config;
 use reeve_abi::device::DEVICE_POD_BRIDGE;
 use reeve_abi::endpoint::ENDPOINT_MARKS;
 use reeve_abi::ids::WorkloadId;
-use reeve_abi::mark::{
-    KIND_BITS, KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, MASK, SLOT_BITS, SLOTS, SlotValue,
-};
+use reeve_abi::mark::{KIND_BITS, KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, MASK, SLOT_BITS, SLOTS, SlotValue};
 
 /// Beside the `KIND_*`: from a pod, pending, and its slot speaks of another packet by now.
 pub const KIND_LOST: u32 = 1 << KIND_BITS;

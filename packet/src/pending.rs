@@ -58,8 +58,7 @@ pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
     if s.config.flags & CONFIG_UNGUARDED != 0 {
         s.peer = judge::peer(env, &s.key.remote);
         let port = flow::judged_port(&s.packet);
-        s.ruling =
-            judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
+        s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
         if !s.ruling.allows() {
             return 0;
         }

@@ -177,7 +177,11 @@ impl Attachments {
 }
 
 /// Updates a pinned link to the loaded program; `None` if its device is gone.
-pub(super) fn replace(loaded: &mut Loaded, program: &'static str, path: &Path) -> Result<Option<PinnedLink>, AttachError> {
+pub(super) fn replace(
+    loaded: &mut Loaded,
+    program: &'static str,
+    path: &Path,
+) -> Result<Option<PinnedLink>, AttachError> {
     let link_error = |source| AttachError::Link { path: path.to_owned(), source: Box::new(source) };
     let pinned = PinnedLink::from_pin(path).map_err(link_error)?;
     let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(link_error)?;

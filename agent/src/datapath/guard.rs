@@ -182,34 +182,38 @@ fn iptables_bits(line: &str) -> u32 {
     bits
 }
 
-/// Bits of the packet's mark that a line of `nft list ruleset` writes or reads.
+/// Bits of the packet's mark that a line of `nft list ruleset` writes or reads. It names the mark `meta mark`, or only
+/// `mark` where it shows a rule of iptables.
 fn nft_bits(line: &str) -> u32 {
-    let words: Vec<&str> = line.split_whitespace().collect();
+    // What stands in quotes is a name or a comment.
+    let plain: String = line.split('"').step_by(2).collect();
+    let words: Vec<&str> = plain.split_whitespace().filter(|word| *word != "meta").collect();
     let mut bits = 0;
     let mut at = 0;
-    while let Some(found) = words[at..].windows(2).position(|pair| pair == ["meta", "mark"]) {
-        at += found + 2;
-        let mut rest = &words[at..];
-        let writes = rest.first() == Some(&"set");
-        if writes {
-            rest = &rest[1..];
-            if rest.get(..2) != Some(&["meta", "mark"][..]) {
-                bits = u32::MAX; // a value as a whole, or out of the connection
-                continue;
-            }
-            rest = &rest[2..];
-            at += 3;
+    while let Some(found) = words[at..].iter().position(|word| *word == "mark") {
+        at += found + 1;
+        if at >= 2 && words[at - 2] == "ct" {
+            continue; // the connection's
         }
-        let operand = rest.get(1).and_then(|word| number(word));
-        let then = (rest.get(2).copied().unwrap_or_default(), rest.get(3).and_then(|word| number(word)));
-        bits |= match (writes, rest.first().copied().unwrap_or_default(), operand) {
+        let writes = words.get(at) == Some(&"set");
+        if writes && words.get(at + 1) != Some(&"mark") {
+            return u32::MAX; // a value as a whole, or out of the connection
+        }
+        if writes {
+            at += 2;
+        }
+        let word = |ahead: usize| words.get(at + ahead).copied().unwrap_or_default();
+        let operand = number(word(1));
+        bits |= match (writes, word(0), operand) {
             (true, "|" | "or" | "^" | "xor", Some(operand)) => operand,
-            (true, "&" | "and", Some(operand)) => match then {
-                ("|" | "or" | "^" | "xor", value) => !operand | value.unwrap_or(u32::MAX),
+            (true, "&" | "and", Some(operand)) => match word(2) {
+                "|" | "or" | "^" | "xor" => !operand | number(word(3)).unwrap_or(u32::MAX),
                 _ => !operand,
             },
             (false, "&" | "and", Some(operand)) => operand,
-            _ => u32::MAX,
+            (true, ..) => u32::MAX,
+            (false, first, _) if matches!(first, "==" | "!=" | "{") || number(first).is_some() => u32::MAX,
+            (false, ..) => 0, // another thing of that name
         };
     }
     bits
@@ -258,6 +262,10 @@ mod tests {
             ("ct mark 0x10000 accept", 0),
             ("ip daddr 10.0.0.1 accept", 0),
             ("meta mark & 0x1 == 0x1 meta mark set meta mark | 0x2", 3),
+            ("counter packets 0 bytes 0 meta mark set mark xor 0x4000", 0x4000),
+            ("mark and 0x4000 != 0x4000 counter packets 0 bytes 0 return", 0x4000),
+            ("meta mark != 0x0 accept", u32::MAX),
+            ("jump mark comment \"mark 0x10000\"", 0),
         ] {
             check(nft_bits, line, want);
         }

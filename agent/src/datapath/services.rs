@@ -47,8 +47,10 @@ mod tests {
             Change::Apply(Object { value: service, origin: "test".to_owned() }),
             Change::LocalAddresses(local.into()),
         ]);
-        let found: Vec<_> =
-            rows(engine.world()).into_iter().map(|(key, value)| (key.address, key.port, key.protocol, value.flags)).collect();
+        let found: Vec<_> = rows(engine.world())
+            .into_iter()
+            .map(|(key, value)| (key.address, key.port, key.protocol, value.flags))
+            .collect();
         let at = |address: &str| mapped(address.parse().expect("written here"));
         let mut want = vec![
             (at("10.96.0.10"), 80, 6, SERVICE_ADDRESS),

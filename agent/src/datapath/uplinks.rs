@@ -151,10 +151,8 @@ impl Uplinks {
         if self.host.is_some() {
             return Ok(());
         }
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Cgroup {
-            path: cgroup.to_owned(),
-            source,
-        };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Cgroup { path: cgroup.to_owned(), source };
         let path = self.directory.as_ref().map(|directory| directory.join(HOST_PIN));
         if let Some(path) = &path
             && path.exists()
@@ -174,8 +172,9 @@ impl Uplinks {
         }
         let directory = File::open(cgroup).map_err(|error| failed(error.into()))?;
         let program = loaded.cgroup_program()?;
+        // No flags: a link always leaves room for others, and the kernel takes no flag that says so.
         let id = program
-            .attach(&directory, CgroupSkbAttachType::Ingress, CgroupAttachMode::AllowMultiple)
+            .attach(&directory, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single)
             .map_err(|error| failed(error.into()))?;
         let link = program.take_link(id).map_err(|error| failed(error.into()))?;
         let link = FdLink::try_from(link).map_err(|error| failed(error.into()))?;

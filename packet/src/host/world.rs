@@ -177,7 +177,11 @@ impl World {
         match self.pod_emits(frame) {
             Action::Continue if self.kind() == KIND_PENDING => {
                 let owner = self.host.addresses.get(&self.scratch.packet.destination).map(|value| value.owner);
-                if owner == Some(OWNER_HOST) { self.host_gets(frame, POD_DEVICE) } else { self.leaves(frame, POD_DEVICE) }
+                if owner == Some(OWNER_HOST) {
+                    self.host_gets(frame, POD_DEVICE)
+                } else {
+                    self.leaves(frame, POD_DEVICE)
+                }
             }
             action => action,
         }

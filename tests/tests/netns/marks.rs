@@ -42,7 +42,7 @@ fn packets_whose_mark_somebody_clears_are_denied_by_name() {
     stage.start();
     assert_eq!(get(client.netns(), OUTSIDE), Ok(()));
     stage.allows(&client, &web, WEB, "noPolicySelects");
-    nft(&stage, "table inet foreign { chain pass { type filter hook forward priority 0; meta mark set 0; } }");
+    nft(&stage, "table inet foreign { chain pass { type filter hook forward priority 0; meta mark set 0; }; }");
     for to in [OUTSIDE, web.v4()] {
         stage.records().rest().expect("records");
         assert_eq!(get(client.netns(), to), Err(NoAnswer::TimedOut));
@@ -61,8 +61,13 @@ fn agent_does_not_start_beside_others_that_use_its_bits() {
         return;
     }
     let (mut stage, web, client, _outside, _server) = open("mark-taken");
-    nft(&stage, "table ip theirs { chain pass { type filter hook forward priority 0; meta mark set mark | 0x10000; } }");
-    let failed = stage.node.start_agent(AgentOptions::default()).err().expect("it does not start");
+    nft(
+        &stage,
+        "table ip theirs { chain pass { type filter hook forward priority 0; meta mark set meta mark | 0x10000; }; }",
+    );
+    let plain = ("RUST_BACKTRACE".to_owned(), "0".to_owned());
+    let options = AgentOptions { environment: vec![plain], ..AgentOptions::default() };
+    let failed = stage.node.start_agent(options).err().expect("it does not start");
     let said = format!("{failed:#}");
     assert!(said.contains("0x3fff0000") && said.contains("meta mark set meta mark | 0x00010000"), "{said}");
     let elsewhere = AgentOptions { arguments: vec!["--mark-mask=0x3fff".to_owned()], ..AgentOptions::default() };

@@ -128,9 +128,7 @@ fn client_outside_behind_the_nodes_address_is_judged_and_recorded_as_itself() {
         town.at_nodes("hidden", 30_081, ExternalPolicy::Cluster, &web);
         let (outside, to, node) = (town.outside_address(), town.of(&web), town.node(0));
         let machine: Netns = town.outside.clone();
-        for (peer, answer, verdict) in
-            [(outside, Ok(()), "allow"), (node, Err(NoAnswer::TimedOut), "deny")]
-        {
+        for (peer, answer, verdict) in [(outside, Ok(()), "allow"), (node, Err(NoAnswer::TimedOut), "deny")] {
             town.let_in("web", &[Town::block(peer)]);
             town.cluster.skip_records();
             assert_eq!(ask(&machine, SocketAddr::new(node, 30_081)), answer, "{peer} is let in");

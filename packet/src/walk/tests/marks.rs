@@ -1,9 +1,7 @@
 //! Marks: which count, which are lost, which are taken off, and clients from outside.
 
 use crate::env::Action::{Continue, Drop};
-use crate::host::{
-    CLIENT, CLIENT_DEVICE, HOST, POD, POD_DEVICE, REMOTE, UPLINK, WORLD, Who, World, decided, ports,
-};
+use crate::host::{CLIENT, CLIENT_DEVICE, HOST, POD, POD_DEVICE, REMOTE, UPLINK, WORLD, Who, World, decided, ports};
 use crate::mark;
 use reeve_abi::config::Config;
 use reeve_abi::decision;
@@ -47,8 +45,7 @@ fn a_pods_packet_without_its_mark_is_lost_wherever_it_comes_to() {
             if !marked {
                 world.host.mark.set(FOREIGN);
             }
-            let action =
-                if by_host { world.host_gets(&out, POD_DEVICE) } else { world.leaves(&out, POD_DEVICE) };
+            let action = if by_host { world.host_gets(&out, POD_DEVICE) } else { world.leaves(&out, POD_DEVICE) };
             assert_eq!(action, want);
             let event = world.event();
             assert_eq!(event.decision, if marked { decided(true, 2) } else { decision::MARK_LOST });
