@@ -228,8 +228,7 @@ pub(crate) fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) ->
     let side = match hook {
         Hook::FromPod => ct::KEY_FROM_POD,
         Hook::ToPod | Hook::Reached => ct::KEY_TO_POD,
-        Hook::Uplink => ct::KEY_LEAVING,
-        Hook::HostIn => ct::KEY_TO_HOST,
+        Hook::Uplink | Hook::HostIn => ct::KEY_LEAVING,
     };
     let key = FragmentKey {
         source: p.source,
