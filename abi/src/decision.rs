@@ -42,5 +42,5 @@ fixed! {
     /// Deny: the flow could not be stored, so its replies could not be told.
     FLOW_TABLE_FULL = 25, "flowTableFull";
     /// Deny: it comes from a pod's device, and what was noted of it there is gone.
-    MARK_LOST = 26, "markLost";
+    MARK_LOST = 27, "markLost";
 }

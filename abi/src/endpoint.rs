@@ -40,7 +40,7 @@ pub const ENDPOINT_READY: u32 = 1;
 /// An address could not be stored: a look-up that misses is denied for selected subjects.
 pub const ENDPOINT_ADDRESSES_INCOMPLETE: u32 = 2;
 /// Programs are attached: whatever comes from the interface carries a mark.
-pub const ENDPOINT_MARKS: u32 = 4;
+pub const ENDPOINT_MARKS: u32 = 16;
 
 /// Towards the pod.
 pub const DIRECTION_INGRESS: u32 = 0;
