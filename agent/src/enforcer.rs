@@ -22,7 +22,7 @@ use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::{self as abi, mark};
 use reeve_policy::engine::Engine;
-use reeve_policy::image::EndpointImage;
+use reeve_policy::image::{EndpointImage, mapped};
 use reeve_policy::limits::Limits;
 use reeve_policy::model::{Level, Problem, Workload};
 use reeve_policy::plan::Op;
@@ -340,7 +340,13 @@ impl Enforcer {
                 continue;
             }
             // Which of several claimants is behind it cannot be told, so no policy is asked either.
-            let image = EndpointImage { contested: [true; 2], ready: false, ..EndpointImage::default() };
+            let mut image = EndpointImage { contested: [true; 2], ready: false, ..EndpointImage::default() };
+            // It answers who asks for its neighbour, so that packets come as far as the program that denies them.
+            if address.is_ipv4() {
+                image.address_v4 = mapped(address);
+            } else {
+                image.address_v6 = mapped(address);
+            }
             let row = reconcile::endpoint_row(claimant, &image, &device);
             self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
             self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;

@@ -80,6 +80,9 @@ pub struct TypedEvent {
     pub service: Option<IpAddr>,
 }
 
+/// Flags of events that this version knows.
+const FLAGS: u8 = abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT | abi::EVENT_FLAG_MAY_BE_MASQUERADED;
+
 /// Reads one record of the ring buffer.
 pub fn event(bytes: &[u8]) -> Result<TypedEvent, DecodeError> {
     let expected = size_of::<Event>();
@@ -105,7 +108,6 @@ pub fn typed(raw: Event) -> Result<TypedEvent, DecodeError> {
         abi::HOOK_HOST_IN => Hook::HostIn,
         other => return Err(DecodeError::Value { field: "hook", value: other.into() }),
     };
-    const FLAGS: u8 = abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT | abi::EVENT_FLAG_MAY_BE_MASQUERADED;
     if raw.flags & !FLAGS != 0 {
         return Err(DecodeError::Value { field: "flags", value: raw.flags.into() });
     }

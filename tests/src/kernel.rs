@@ -194,10 +194,8 @@ impl Kernel {
         };
         let result = self.test_run(program, options, ifindex)?;
         let action = match (program, result.return_value.cast_signed()) {
-            (Program::HostIn, 1) => Action::Continue,
-            (Program::HostIn, 0) => Action::Drop,
-            (_, TC_ACT_UNSPEC) => Action::Continue,
-            (_, TC_ACT_SHOT) => Action::Drop,
+            (Program::HostIn, 1) | (_, TC_ACT_UNSPEC) => Action::Continue,
+            (Program::HostIn, 0) | (_, TC_ACT_SHOT) => Action::Drop,
             (_, other) => anyhow::bail!("{program:?} returned {other}, which lets nothing through and drops nothing"),
         };
         let mark = left[CONTEXT_MARK..][..4].try_into().expect("four bytes");

@@ -205,12 +205,11 @@ fn nft_bits(line: &str) -> u32 {
         let word = |ahead: usize| words.get(at + ahead).copied().unwrap_or_default();
         let operand = number(word(1));
         bits |= match (writes, word(0), operand) {
-            (true, "|" | "or" | "^" | "xor", Some(operand)) => operand,
             (true, "&" | "and", Some(operand)) => match word(2) {
                 "|" | "or" | "^" | "xor" => !operand | number(word(3)).unwrap_or(u32::MAX),
                 _ => !operand,
             },
-            (false, "&" | "and", Some(operand)) => operand,
+            (true, "|" | "or" | "^" | "xor", Some(operand)) | (false, "&" | "and", Some(operand)) => operand,
             (true, ..) => u32::MAX,
             (false, first, _) if matches!(first, "==" | "!=" | "{") || number(first).is_some() => u32::MAX,
             (false, ..) => 0, // another thing of that name
