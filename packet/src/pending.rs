@@ -86,7 +86,7 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         ports: s.slot.ports,
         protocol: s.slot.protocol,
     };
-    s.seen = Rewritten::default();
+    walk::zero(&mut s.seen);
     let port = s.key.ports & 0xffff;
     let moved = s.packet.has_ports() && u32::from(s.packet.destination_port) != port;
     if s.packet.destination != s.slot.destination || moved {
@@ -94,6 +94,7 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             real: s.packet.destination,
             service: s.slot.destination,
             ports: u32::from(s.packet.destination_port) << 16 | if s.packet.has_ports() { port } else { 0 },
+            reserved: 0,
         };
     }
     s.to_itself = u32::from(matches!(hook, Hook::Reached) && receiver == s.slot.workload);
@@ -128,7 +129,7 @@ pub fn refuse_sender<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionI
     }
     s.key = flow::key(s.endpoint.workload, Hook::FromPod, &s.packet);
     s.slot.source = s.packet.source;
-    s.seen = Rewritten::default();
+    walk::zero(&mut s.seen);
     s.peer = judge::peer(env, &s.packet.destination);
     walk::refuse(env, hook, s, by);
     0

@@ -23,8 +23,9 @@ use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, SlotValue}
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_abi::{decision, event, stats};
 
-/// Where translation has put other addresses and ports into a packet; as in `FlowValue`.
-#[repr(C)]
+/// Where translation has put other addresses and ports into a packet; as in `FlowValue`. Whole words, so that clearing
+/// it is no loop over bytes.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rewritten {
     /// Who the other side really is.
@@ -33,6 +34,8 @@ pub struct Rewritten {
     pub service: Address,
     /// Their ports.
     pub ports: u32,
+    /// Unused.
+    pub reserved: u32,
 }
 
 /// Working memory of one walk: too large for a BPF stack, so the kernel keeps one per CPU.
@@ -84,6 +87,39 @@ pub struct Scratch {
 /// How often a torn endpoint is read again before the packet is dropped.
 const ENDPOINT_RETRIES: u32 = 2;
 
+/// Plain words that may be copied one by one and all be zero.
+pub(crate) trait Words: Copy {}
+impl Words for Config {}
+impl Words for FlowValue {}
+impl Words for Peer {}
+impl Words for Rewritten {}
+
+/// Copies by whole words. Left to itself, a compiler for BPF makes a loop over bytes of what is longer than a few words.
+#[inline(always)]
+pub(crate) fn copy<T: Words>(from: &T, to: &mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) }
+    let (from, to) = (core::ptr::from_ref(from).cast::<u64>(), core::ptr::from_mut(to).cast::<u64>());
+    let mut i = 0;
+    while i < size_of::<T>() / 8 {
+        // SAFETY: both have that many aligned words; volatile, or the loop would be taken for what it avoids.
+        unsafe { to.add(i).write_volatile(from.add(i).read()) };
+        i += 1;
+    }
+}
+
+/// Zeroes by whole words, for the same reason.
+#[inline(always)]
+pub(crate) fn zero<T: Words>(place: &mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) }
+    let place = core::ptr::from_mut(place).cast::<u64>();
+    let mut i = 0;
+    while i < size_of::<T>() / 8 {
+        // SAFETY: as in `copy`; all that `Words` names may be zero.
+        unsafe { place.add(i).write_volatile(0) };
+        i += 1;
+    }
+}
+
 /// Judges one frame at a pod's interface, and marks what the pod sends.
 #[inline(always)]
 pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
@@ -116,14 +152,14 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         env.count(stats::INCONSISTENT);
         return Action::Drop;
     };
-    s.config = *config;
+    copy(config, &mut s.config);
     s.now_ns = env.now_ns();
-    s.peer = Peer::default();
+    zero(&mut s.peer);
     s.replaces = 0;
     s.to_itself = 0;
     s.carried = KIND_NONE;
     s.stamp = KIND_POD;
-    s.seen = Rewritten::default();
+    zero(&mut s.seen);
     match parse::frame(env, &mut s.packet) {
         Kind::Ip => {}
         Kind::Arp => return discovered(env, hook, s, neighbour::arp(hook, &s.endpoint, &s.packet)),
@@ -157,9 +193,9 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
                 env.count(stats::INCONSISTENT);
                 return Action::Drop;
             }
-            s.peer = Peer::default();
+            zero(&mut s.peer);
             s.replaces = 0;
-            s.seen = Rewritten::default();
+            zero(&mut s.seen);
         }
         if mark::has_slot(s.carried) {
             let port = s.slot.ports & 0xffff;
@@ -410,7 +446,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
 /// Two CPUs may do so at once: each takes the step from what the other left, be it backwards, so the sum is exact.
 #[inline(always)]
 fn settle<E: Env>(env: &E, s: &mut Scratch, found: &mut FlowValue) {
-    s.flow = *found;
+    copy(found, &mut s.flow);
     found.flushed_ns = s.now_ns;
     s.flow.flushed_packets[0] = env.swap(&raw mut found.flushed_packets[0], s.flow.packets[0]);
     s.flow.flushed_packets[1] = env.swap(&raw mut found.flushed_packets[1], s.flow.packets[1]);

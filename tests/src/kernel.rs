@@ -7,7 +7,7 @@ mod rows;
 
 use anyhow::Context;
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{self, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
+use aya::programs::{self, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
@@ -21,6 +21,7 @@ use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, Rang
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::env::Hook;
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
@@ -118,11 +119,21 @@ impl Kernel {
         let mut programs = loader.load(&object).context("cannot load the object")?;
         for program in Program::ALL {
             let name = program.name();
-            let loaded = match programs.program_mut(name).context("the object lacks a program")? {
-                programs::Program::SchedClassifier(program) => program.load(),
-                programs::Program::CgroupSkb(program) => program.load(),
-                _ => anyhow::bail!("{name} is of another kind"),
+            let mut load = || match programs.program_mut(name) {
+                Some(programs::Program::SchedClassifier(program)) => program.load(),
+                Some(programs::Program::CgroupSkb(program)) => program.load(),
+                _ => panic!("the object has no {name} of the right kind"),
             };
+            let mut loaded = load();
+            // A signal makes the verifier stop with `EAGAIN`, which says nothing of the program.
+            for _ in 0..5 {
+                match &loaded {
+                    Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {
+                        loaded = load();
+                    }
+                    _ => break,
+                }
+            }
             loaded.with_context(|| format!("the verifier refuses {name}"))?;
         }
         let events = RingBuf::try_from(programs.take_map("EVENTS").context("the object lacks EVENTS")?)?;

@@ -2,7 +2,7 @@
 
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
 use aya::maps::{Map, MapData, MapInfo, RingBuf};
-use aya::programs::{CgroupSkb, Program, SchedClassifier};
+use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
 use reeve_abi::config::Config;
@@ -127,12 +127,11 @@ impl Loaded {
         }
         let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
         for name in [FROM_POD, TO_POD, UPLINK, UPLINK_IN] {
-            classifier(&mut programs, name)?
-                .load()
-                .map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+            let program = classifier(&mut programs, name)?;
+            patiently(|| program.load()).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
         }
-        cgroup_program(&mut programs)?
-            .load()
+        let program = cgroup_program(&mut programs)?;
+        patiently(|| program.load())
             .map_err(|source| LoadError::Program { name: HOST_IN, source: Box::new(source) })?;
         let events = match programs.take_map(EVENTS) {
             Some(map) => {
@@ -197,6 +196,20 @@ fn classifier<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut 
         _ => Err(LoadError::Missing { kind: "program", name }),
     }
 }
+
+/// The verifier stops with `EAGAIN` when a signal comes while it works; that says nothing of the program.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 0..LOADS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+    load()
+}
+
+/// How often a load that was interrupted is tried again.
+const LOADS: u32 = 5;
 
 fn cgroup_program(programs: &mut Ebpf) -> Result<&mut CgroupSkb, LoadError> {
     match programs.program_mut(HOST_IN) {

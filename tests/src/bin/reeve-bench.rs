@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use reeve_abi::address::Address;
+use reeve_abi::address::{Address, AddressValue, OWNER_REMOTE_POD};
 use reeve_abi::endpoint::{ENDPOINT_READY, EndpointValue};
 use reeve_abi::ids::{IdentityId, PolicyNumber, Revision, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, VERDICT_ALLOW, VERDICT_DENY};
@@ -12,7 +12,7 @@ use reeve_packet::env::Hook;
 use reeve_policy::engine::Engine;
 use reeve_policy::store::{Change, Object};
 use reeve_tests::frames::Ends;
-use reeve_tests::kernel::Kernel;
+use reeve_tests::kernel::{Kernel, Program};
 use serde_json::{Value, json};
 
 /// Rounds per measure: the median is told, with the least and the most.
@@ -90,6 +90,8 @@ fn datapath() -> anyhow::Result<Vec<Measured>> {
         ..EndpointValue::default()
     };
     kernel.set_endpoint(POD, endpoint)?;
+    let remote = AddressValue { workload: WorkloadId(1 << 24), owner: OWNER_REMOTE_POD, ..AddressValue::default() };
+    kernel.addresses().put(&Address::v4(peer), &remote)?;
     let denies =
         PeerValue { decision: reeve_abi::ids::DecisionId(1 << 23), verdict: VERDICT_DENY, ..PeerValue::default() };
     kernel.peers().put(&PeerKey { policy, ..PeerKey::default() }, &denies)?;
@@ -100,6 +102,8 @@ fn datapath() -> anyhow::Result<Vec<Measured>> {
         destination: destination.into(),
     };
     let from_pod = ends(own, peer).udp(4000, 53, b"0123456789abcdef");
+    let out = ends(own, [192, 0, 2, 1]).udp(4000, 53, b"0123456789abcdef");
+    let to_service = ends(own, [10, 96, 0, 1]).udp(4002, 53, b"0123456789abcdef");
     let to_pod = ends(peer, own).udp(4001, 80, b"0123456789abcdef");
     let opened = kernel.run(Hook::FromPod, &from_pod, POD, 0)?;
     anyhow::ensure!(
@@ -111,17 +115,26 @@ fn datapath() -> anyhow::Result<Vec<Measured>> {
         denied.events.first().is_some_and(|e| u32::from(e.verdict) == VERDICT_DENY),
         "the packet is not denied"
     );
-    let (mut unit, mut established, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
+    let pending = kernel.run(Hook::FromPod, &to_service, POD, 0)?;
+    anyhow::ensure!(pending.events.is_empty() && pending.mark != 0, "the Service's flow is not pending");
+    let leaves = kernel.run(Hook::FromPod, &out, POD, 0)?;
+    let left = kernel.run_marked(Program::Uplink, &out, UNKNOWN, POD, leaves.mark)?;
+    anyhow::ensure!(left.events.len() == 1 && left.mark == 0, "what leaves is not judged");
+    let [mut unit, mut established, mut repeated, mut first, mut passing] = [const { Vec::new() }; 5];
     for _ in 0..ROUNDS {
         let base = kernel.measure(Hook::FromPod, &from_pod, UNKNOWN, 0, REPEAT)?;
         unit.push(base);
         established.push(kernel.measure(Hook::FromPod, &from_pod, POD, 0, REPEAT)? - base);
+        first.push(kernel.measure(Hook::FromPod, &to_service, POD, 0, REPEAT)? - base);
+        passing.push(kernel.measure(Hook::Uplink, &out, UNKNOWN, 0, REPEAT)? - base);
         repeated.push(kernel.measure(Hook::ToPod, &to_pod, POD, UNKNOWN, REPEAT)? - base);
     }
     Ok(vec![
         Measured { measure: "frame at an unknown interface", unit: "ns", rounds: unit },
         Measured { measure: "established flow, above that", unit: "ns", rounds: established },
         Measured { measure: "repeated denial, above that", unit: "ns", rounds: repeated },
+        Measured { measure: "pending flow at the pod, above that", unit: "ns", rounds: first },
+        Measured { measure: "unmarked frame that leaves, above that", unit: "ns", rounds: passing },
     ])
 }
 
