@@ -20,3 +20,4 @@ pub mod pending;
 pub mod tell;
 pub mod uplink;
 pub mod walk;
+mod words;

@@ -9,6 +9,7 @@ use crate::judge::{self, Peer, Ruling};
 use crate::mark;
 use crate::parse::FRAGMENT_LATER;
 use crate::walk::{self, Rewritten, Scratch};
+use crate::words;
 use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::CONFIG_UNGUARDED;
 use reeve_abi::conntrack::{self as ct, FlowKey, FlowValue};
@@ -86,7 +87,7 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         ports: s.slot.ports,
         protocol: s.slot.protocol,
     };
-    walk::zero(&mut s.seen);
+    words::zero(&mut s.seen);
     let port = s.key.ports & 0xffff;
     let moved = s.packet.has_ports() && u32::from(s.packet.destination_port) != port;
     if s.packet.destination != s.slot.destination || moved {
@@ -129,7 +130,7 @@ pub fn refuse_sender<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionI
     }
     s.key = flow::key(s.endpoint.workload, Hook::FromPod, &s.packet);
     s.slot.source = s.packet.source;
-    walk::zero(&mut s.seen);
+    words::zero(&mut s.seen);
     s.peer = judge::peer(env, &s.packet.destination);
     walk::refuse(env, hook, s, by);
     0

@@ -11,6 +11,7 @@ use crate::mark::{self, KIND_LOST};
 use crate::parse::{self, ETHERNET_BYTES, FRAGMENT_LATER, Kind};
 use crate::pending;
 use crate::walk::{self, Scratch};
+use crate::words;
 use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
 use reeve_abi::ids::WorkloadId;
@@ -81,7 +82,7 @@ pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
         return Action::Continue; // a pod's device has a program that marks
     }
     if to_service {
-        walk::copy(config, &mut s.config);
+        words::copy(config, &mut s.config);
         s.key = flow::key(WorkloadId(0), Hook::FromPod, &s.packet);
         mark::put(env, s, KIND_CLIENT);
         env.count(stats::CLIENT_NOTED);
@@ -95,10 +96,10 @@ pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
 /// Judges what a pod sent; 1: it goes on.
 #[inline(always)]
 fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Config) -> u32 {
-    walk::copy(config, &mut s.config);
+    words::copy(config, &mut s.config);
     s.now_ns = env.now_ns();
-    walk::zero(&mut s.peer);
-    walk::zero(&mut s.seen);
+    words::zero(&mut s.peer);
+    words::zero(&mut s.seen);
     s.replaces = 0;
     s.to_itself = 0;
     match parse::behind(env, header, &mut s.packet) {
