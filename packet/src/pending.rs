@@ -3,11 +3,11 @@
 //! Invariant: the flow's one entry stands under the address that the pod knows, and holds the verdict on the address
 //! that was reached; what comes back is let in only while that verdict allows.
 
-use crate::env::{Env, Hook};
+use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::judge::{self, Peer, Ruling};
 use crate::mark;
-use crate::parse::FRAGMENT_LATER;
+use crate::parse::{FRAGMENT_LATER, Packet};
 use crate::walk::{self, Rewritten, Scratch};
 use crate::words;
 use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
@@ -15,7 +15,7 @@ use reeve_abi::config::CONFIG_UNGUARDED;
 use reeve_abi::conntrack::{self as ct, FlowKey, FlowValue};
 use reeve_abi::decision;
 use reeve_abi::endpoint::{DIRECTION_EGRESS, ENDPOINT_READY};
-use reeve_abi::ids::DecisionId;
+use reeve_abi::ids::{DecisionId, IdentityId, WorkloadId};
 use reeve_abi::mark::KIND_PENDING;
 use reeve_abi::stats;
 
@@ -72,7 +72,7 @@ pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 /// Judges, for the sender in `s.slot`, a packet where it leaves the node or reaches somebody on it; 1: it goes on.
 #[inline(never)]
 pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    let receiver = s.endpoint.workload;
+    let receiver = (s.endpoint.workload, s.endpoint.identity);
     match walk::read_endpoint(env, s.slot.ifindex, s) {
         Some(true) if s.endpoint.workload == s.slot.workload => {}
         _ => {
@@ -98,12 +98,12 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             reserved: 0,
         };
     }
-    s.to_itself = u32::from(matches!(hook, Hook::Reached) && receiver == s.slot.workload);
+    s.to_itself = u32::from(matches!(hook, Hook::Reached) && receiver.0 == s.slot.workload);
     if let Some(found) = env.flow(&s.key) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
         if let Some(action) = walk::known(env, hook, s, found) {
-            return u32::from(matches!(action, crate::env::Action::Continue));
+            return u32::from(matches!(action, Action::Continue) && group_member(env, hook, s, receiver));
         }
     }
     if s.packet.fragment == FRAGMENT_LATER {
@@ -111,7 +111,31 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         walk::refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
         return 0;
     }
-    walk::miss(env, hook, s)
+    u32::from(walk::miss(env, hook, s) == 1 && group_member(env, hook, s, receiver))
+}
+
+/// Whether a packet is for several receivers at once, each of which is judged.
+#[inline(always)]
+pub fn to_group(packet: &Packet) -> bool {
+    let to = &packet.destination.0;
+    if packet.v6 == 1 { to[0] == 0xff } else { to[12] >= 224 }
+}
+
+/// Whether the sender may reach the pod that gets a packet to a group as well as the group; others are reached by
+/// address.
+#[inline(always)]
+fn group_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch, receiver: (WorkloadId, IdentityId)) -> bool {
+    if !to_group(&s.packet) || !matches!(hook, Hook::Reached) || s.to_itself != 0 {
+        return true;
+    }
+    s.peer = Peer { workload: receiver.0, identity: receiver.1, judged_as: receiver.1, ..Peer::default() };
+    let port = flow::judged_port(&s.packet);
+    s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
+    if s.ruling.allows() {
+        return true;
+    }
+    walk::deny(env, hook, s);
+    false
 }
 
 /// Drops what comes from a pod and has lost what was noted of it there. It is told if the pod can be made out.

@@ -643,7 +643,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     }
     let rewritten = s.seen.service != Address::default();
     if hook.settles() {
-        if direction == DIRECTION_EGRESS && rewritten {
+        if direction == DIRECTION_EGRESS && (rewritten || pending::to_group(&s.packet)) {
             flags |= ct::FLOW_PENDING;
         } else if rewritten {
             // The pod answers a client whom it knows by another address.
@@ -712,7 +712,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
 
 /// Counts and tells a denial. The tuple is told at most once a second; what was not told is in the next record's count.
 #[inline(never)]
-fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let key = flow::denied_key(&s.key, hook);
     let counted = u64::from(env.segments());
     let bytes = u64::from(s.packet.bytes);

@@ -110,6 +110,26 @@ fn pending_packet_does_not_leave_by_a_device_without_program() {
 }
 
 #[test]
+fn agent_without_nft_says_so_and_judges_by_what_pods_show() {
+    if crate::skipped() {
+        return;
+    }
+    let (stage, _web, client, _outside, _server) = open("no-nft");
+    let spec = json!({ "podSelector": {}, "policyTypes": ["Egress"], "egress": [{ "to": [{ "podSelector": {} }] }] });
+    stage.policy("out", &spec);
+    let path = ("PATH".to_owned(), "/nonexistent".to_owned());
+    let options = AgentOptions { environment: vec![path], ..AgentOptions::default() };
+    let program = reeve_tests::lab::agent_program().expect("a program");
+    assert!(program.is_absolute(), "{}", program.display());
+    let failed = stage.node.start_agent(options).err().expect("it is not ready");
+    let said = format!("{failed:#}");
+    assert!(said.contains("503") && said.contains("the program nft is not installed"), "{said}");
+    // What it attached goes on without it: nothing that the pod shows is let through for want of the rule.
+    assert_eq!(get(client.netns(), OUTSIDE), Err(NoAnswer::TimedOut));
+    assert_eq!(get(stage.node.netns(), OUTSIDE), Ok(()));
+}
+
+#[test]
 fn uninstall_takes_the_rule_for_devices_away() {
     if crate::skipped() {
         return;

@@ -252,6 +252,24 @@ fn a_masqueraded_neighbour_is_judged_and_recorded_as_itself() {
 }
 
 #[test]
+fn a_packet_to_a_group_reaches_only_members_that_the_sender_may_reach() {
+    for v6 in [false, true] {
+        for (denied, want) in [(CLIENT, Drop), (REMOTE, Continue)] {
+            let mut world = all_but(denied);
+            let out = POD.to(Who::somebody("224.0.0.251", "ff02::fb"), v6).udp(5_353, 5_353);
+            for _ in 0..2 {
+                world.pod_emits(&out);
+                assert_eq!(world.reaches(CLIENT_DEVICE, &out, POD_DEVICE), want);
+            }
+            let told = world.events();
+            let mine = told.iter().filter(|event| event.workload == POD.workload()).map(|event| event.decision);
+            let group = decided(true, 3);
+            assert!(mine.eq([group].into_iter().chain((want == Drop).then_some(decided(false, 4)))), "{told:#?}");
+        }
+    }
+}
+
+#[test]
 fn a_ping_of_the_own_node_is_judged_at_the_pod() {
     for (mut world, want) in [(all_but(CLIENT), Continue), (only(CLIENT), Drop)] {
         assert_eq!(world.pod_emits(&POD.to(HOST, false).ping(7)), want);
