@@ -55,6 +55,10 @@ impl Env for Kernel<'_> {
         if segments == 0 { 1 } else { segments }
     }
     #[inline(always)]
+    fn offloaded(&self) -> bool {
+        self.skb().gso_size != 0
+    }
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         self.skb().ifindex
     }

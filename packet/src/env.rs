@@ -22,6 +22,9 @@ pub trait Env {
     fn vlan(&self) -> bool;
     /// How many packets the frame stands for on the wire (segmentation offload), at least 1.
     fn segments(&self) -> u32;
+    /// Whether the frame is to be cut into packets later (segmentation offload): only then may it be too long for the
+    /// length fields of its headers.
+    fn offloaded(&self) -> bool;
     /// Interface at which the program runs.
     fn ifindex(&self) -> u32;
     /// Interface by which the packet entered this node's stack; 0 if a local process made it.

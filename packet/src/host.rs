@@ -77,6 +77,7 @@ pub(crate) struct Host {
     pub(crate) frame: Vec<u8>,
     pub(crate) vlan: bool,
     pub(crate) segments: u32,
+    pub(crate) offloaded: bool,
     pub(crate) ifindex: u32,
     pub(crate) ingress_ifindex: u32,
     pub(crate) now_ns: u64,
@@ -105,6 +106,7 @@ impl Host {
             frame: Vec::new(),
             vlan: false,
             segments: 1,
+            offloaded: false,
             ifindex: 0,
             ingress_ifindex: 0,
             now_ns: 1_000 * reeve_abi::config::SECOND_NS,
@@ -160,6 +162,9 @@ impl Env for Host {
     }
     fn segments(&self) -> u32 {
         self.segments
+    }
+    fn offloaded(&self) -> bool {
+        self.offloaded
     }
     fn ifindex(&self) -> u32 {
         self.ifindex
