@@ -12,7 +12,7 @@ pub(crate) use world::{
     ports,
 };
 
-use crate::env::Env;
+use crate::env::{Bytes, Env};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
@@ -147,7 +147,7 @@ fn range_bytes(key: &RangeKey) -> [u8; 12] {
     bytes
 }
 
-impl Env for Host {
+impl Bytes for Host {
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         let at = offset as usize;
         let Some(bytes) = self.frame.get(at..at + N) else { return false };
@@ -160,11 +160,14 @@ impl Env for Host {
     fn vlan(&self) -> bool {
         self.vlan
     }
-    fn segments(&self) -> u32 {
-        self.segments
-    }
     fn offloaded(&self) -> bool {
         self.offloaded
+    }
+}
+
+impl Env for Host {
+    fn segments(&self) -> u32 {
+        self.segments
     }
     fn ifindex(&self) -> u32 {
         self.ifindex

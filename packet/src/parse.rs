@@ -3,7 +3,7 @@
 //! Invariant: a packet is read whole or not at all; lengths that contradict each other make it malformed, and so does a
 //! route in the header by which it would reach another destination than it shows.
 
-use crate::env::Env;
+use crate::env::Bytes;
 use reeve_abi::address::Address;
 
 /// IP protocol numbers that are read further.
@@ -136,7 +136,7 @@ impl Packet {
 
 /// Reads an Ethernet frame.
 #[inline(always)]
-pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+pub fn frame<B: Bytes>(env: &B, packet: &mut Packet) -> Kind {
     let mut kind = [0u8; 2];
     if !env.load(12, &mut kind) {
         return Kind::Malformed;
@@ -153,7 +153,7 @@ pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
 }
 
 #[inline(always)]
-fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+fn arp<B: Bytes>(env: &B, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 28];
     if !env.load(ETHERNET_BYTES, &mut h) {
         return Kind::Malformed;
@@ -174,7 +174,7 @@ fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
 
 /// Reads an IPv4 packet at `offset`. `quoted`: inside an ICMP error, where the payload may be cut off.
 #[inline(always)]
-pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
+pub fn ipv4<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 20];
     if !env.load(offset, &mut h) {
         return Kind::Malformed;
@@ -213,7 +213,7 @@ pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
 
 /// Whether every IPv4 option can be read and none makes the destination another than the header shows.
 #[inline(always)]
-fn options_are_plain<E: Env>(env: &E, from: u32, to: u32) -> bool {
+fn options_are_plain<B: Bytes>(env: &B, from: u32, to: u32) -> bool {
     let mut at = from;
     let mut left = option::MAX_BYTES;
     while at < to && left > 0 {
@@ -259,7 +259,7 @@ fn fragment(packet: &mut Packet, begins: u32, more: bool, bytes: u32) -> bool {
 
 /// Reads an IPv6 packet at `offset`; see [`ipv4`].
 #[inline(always)]
-pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
+pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 8];
     if !env.load(offset, &mut h)
         || !env.load(offset + 8, &mut packet.source.0)
@@ -332,6 +332,9 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
             }
             continue;
         }
+        if next == extension::AUTHENTICATION && e[1] == 0 {
+            return Kind::Malformed; // shorter than its own fixed part
+        }
         // Authentication headers count in units of 4 bytes, the others in units of 8.
         let bytes =
             if next == extension::AUTHENTICATION { (u32::from(e[1]) + 2) * 4 } else { (u32::from(e[1]) + 1) * 8 };
@@ -347,7 +350,7 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
 }
 
 #[inline(always)]
-fn layer4<E: Env>(env: &E, quoted: bool, packet: &mut Packet) -> Kind {
+fn layer4<B: Bytes>(env: &B, quoted: bool, packet: &mut Packet) -> Kind {
     packet.source_port = 0;
     packet.destination_port = 0;
     packet.tcp_flags = 0;

@@ -94,6 +94,8 @@ fn ipv6_extension_headers_are_walked() {
     );
     let nine = [60, 0, 1, 4, 0, 0, 0, 0].repeat(8);
     malformed(&ends(V6).ip(IpNumber(60), &[&nine[..], &last, &udp_bytes()].concat()));
+    // An authentication header without room for its own fields.
+    malformed(&ends(V6).ip(IpNumber(51), &[&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp_bytes()].concat()));
     // A header that says it is longer than the packet.
     malformed(&ends(V6).ip(IpNumber(60), &[&[17, 9, 1, 4, 0, 0, 0, 0][..], &udp_bytes()].concat()));
 }
