@@ -1,6 +1,8 @@
 //! The programs in the running kernel: the verifier takes them, and single frames get the verdict and the decision that
 //! the walk's own tests ask for on the host.
 
+#[path = "kernel/packets.rs"]
+mod packets;
 #[path = "kernel/world.rs"]
 mod world;
 
