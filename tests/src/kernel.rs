@@ -32,7 +32,6 @@ const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENT
 const CONTEXT_BYTES: usize = 192;
 const CONTEXT_INGRESS_IFINDEX: usize = 36;
 const CONTEXT_IFINDEX: usize = 40;
-const CONTEXT_DATA_END: usize = 80;
 const CONTEXT_GSO_SEGMENTS: usize = 164;
 const CONTEXT_GSO_SIZE: usize = 176;
 
@@ -63,11 +62,6 @@ pub enum Held {
     /// In one piece.
     #[default]
     Whole,
-    /// The first so many bytes in one piece and the others in pages, as a large packet of a socket is.
-    InPages {
-        /// Bytes in the first piece.
-        linear: u32,
-    },
     /// To be cut into packets by whoever sends it.
     Offloaded {
         /// How many packets.
@@ -162,7 +156,6 @@ impl Kernel {
         let mut set = |at: usize, value: u32| context[at..][..4].copy_from_slice(&value.to_ne_bytes());
         match held {
             Held::Whole => {}
-            Held::InPages { linear } => set(CONTEXT_DATA_END, linear),
             Held::Offloaded { segments, size } => {
                 set(CONTEXT_GSO_SEGMENTS, segments);
                 set(CONTEXT_GSO_SIZE, size);

@@ -2,6 +2,7 @@
 
 mod compile;
 mod demo;
+mod fuzz;
 mod lint;
 mod mutants;
 mod places;
@@ -77,6 +78,14 @@ enum Command {
         #[arg(long, value_name = "S", default_value_t = 0, requires = "some")]
         seed: u64,
     },
+    /// Give random input to whatever reads input (builds cargo-fuzz the first time).
+    Fuzz {
+        /// One of the programs in `fuzz/Cargo.toml`; without it each in turn.
+        target: Option<String>,
+        /// How long each runs.
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+    },
     /// Check formatting, clippy, rustdoc and dependencies; warnings are errors (needs no root).
     Lint,
     /// Check the repository's own rules: dead files, crate edges, names, sleeps (needs no root).
@@ -115,6 +124,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             };
             mutants::run(&places, &choice)?;
         }
+        Command::Fuzz { target, seconds } => fuzz::run(&places, target.as_deref(), *seconds)?,
         Command::Lint => lint::run(&places)?,
         Command::Tidy => tidy::run(&places)?,
     }

@@ -266,33 +266,6 @@ fn an_offloaded_packet_counts_as_those_that_it_is_cut_into() {
 }
 
 #[test]
-fn headers_that_lie_in_pages_are_read_like_others() {
-    let Some(mut world) = closed() else { return };
-    world.allow_out(REMOTE);
-    for v6 in FAMILIES {
-        let header = if v6 { 54 } else { 34 };
-        let frame = POD.to(REMOTE, v6).tcp(40_000, 443, "S", 1, 0);
-        let run = |world: &mut world::World, frame: &[u8], linear| {
-            let held = Held::InPages { linear };
-            world.kernel.run_held(Hook::FromPod, frame, world::POD_DEVICE, world::POD_DEVICE, held)
-        };
-        if let Err(error) = run(&mut world, &frame, header) {
-            // Only newer kernels put a test run's packet into pages; real ones do so under every test of the lab.
-            println!("SKIP headers_that_lie_in_pages_are_read_like_others: {error:#}");
-            return;
-        }
-        world.kernel.forget().unwrap();
-        for linear in [header, header + 4, header + 19] {
-            let outcome = run(&mut world, &frame, linear).unwrap();
-            assert_eq!((outcome.action, outcome.events[0].port), (Continue, 443), "{linear} bytes in one piece");
-            let short = run(&mut world, &frame[..frame.len() - 1], linear).unwrap();
-            assert_eq!((short.action, short.events[0].decision), (Drop, decision::MALFORMED_PACKET));
-            world.kernel.forget().unwrap();
-        }
-    }
-}
-
-#[test]
 fn the_longest_and_the_shortest_packets_are_read() {
     let Some(mut world) = closed() else { return };
     world.select(0, 0).unwrap();
