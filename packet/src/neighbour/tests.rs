@@ -184,6 +184,12 @@ fn what_only_looks_like_listener_discovery_is_judged_by_policy() {
         assert_eq!(world.pod_sends(&frame), Continue);
         assert_eq!(world.event().decision, decided(true, 3));
     }
+    // From this link by its addresses, but not by its hop limit.
+    let routed = with_hop_limit(listener(ip("fe80::1"), ip("ff02::1"), 131), 64);
+    let mut world = closed();
+    assert_eq!(world.pod_gets(&routed, UPLINK), Drop);
+    assert_eq!(world.event().decision, decided(false, 1));
+    assert_eq!(world.pod_gets(&with_hop_limit(routed, 1), UPLINK), Continue);
     let mut world = closed();
     assert_eq!(world.pod_gets(&with_hop_limit(WORLD.to(POD, true).icmp(143, 0, [0; 4], &[0; 16]), 1), UPLINK), Drop);
 }
