@@ -297,3 +297,22 @@ fn a_syn_with_fin_from_the_other_side_is_judged_by_itself() {
         world.check_to_pod(&back.tcp(443, 40_000, "F.", 1, 2), Continue, None);
     }
 }
+
+#[test]
+fn what_the_ring_buffer_has_no_room_for_is_counted_and_the_verdict_stands() {
+    const RUNS: u32 = 20_000;
+    let Some(mut world) = closed() else { return };
+    world.kernel.config().put(&0, &Config { deny_report_ns: 0, ..Config::DEFAULT }).unwrap();
+    let frame = REMOTE.to(POD, false).udp(1, 2, b"four");
+    world.kernel.measure(Hook::ToPod, &frame, world::POD_DEVICE, world::UPLINK, RUNS).unwrap();
+    let outcome = world.kernel.run(Hook::ToPod, &frame, world::POD_DEVICE, world::UPLINK).unwrap();
+    assert_eq!(outcome.action, Drop);
+    let lost = world.kernel.stat(stats::EVENTS_LOST).unwrap();
+    assert!(lost > 0, "{} records found room", outcome.events.len());
+    assert_eq!(u64::try_from(outcome.events.len()).unwrap() + lost, u64::from(RUNS) + 1, "each is told or counted");
+    // Exact all the same: who denied whom, and how often.
+    let edges = world.kernel.edges().all().unwrap();
+    assert_eq!((edges.len(), edges[0].0.decision, edges[0].1.packets), (1, DENY_IN, [u64::from(RUNS) + 1, 0]));
+    // Read since: there is room again.
+    world.check_to_pod(&frame, Drop, Some((EVENT_DENIED, DENY_IN)));
+}
