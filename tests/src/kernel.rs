@@ -22,6 +22,7 @@ use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
+use std::sync::Barrier;
 
 pub use rows::Rows;
 
@@ -194,7 +195,9 @@ impl Kernel {
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
         let (program, context) = (self.program(hook)?, context(ifindex, ifindex));
+        let start = Barrier::new(usize::try_from(threads)?);
         let run = || {
+            start.wait();
             let options =
                 TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
             program.test_run(options)

@@ -330,7 +330,8 @@ fn edges_have_every_packet_by_verdict_and_decision() {
 
 #[test]
 fn edges_stay_exact_while_cpus_flush_the_same_flow_at_once() {
-    const EACH: u32 = 100_000;
+    // Long enough that threads run at the same time, on a busy machine too.
+    const EACH: u32 = 1_000_000;
     let Some(mut world) = closed() else { return };
     world.allow_out(REMOTE);
     world.kernel.config().put(&0, &Config { flush_ns: 0, ..Config::DEFAULT }).unwrap();

@@ -5,6 +5,7 @@
 mod edges;
 mod reach;
 mod text;
+mod traps;
 
 use std::fmt;
 use std::fs;
@@ -71,6 +72,7 @@ fn complaints(files: &[File]) -> anyhow::Result<Vec<Complaint>> {
     let mut complaints = reach::unreachable(files)?;
     complaints.extend(edges::forbidden(files)?);
     complaints.extend(text::all(files));
+    complaints.extend(traps::unknown(files));
     complaints.sort();
     complaints.dedup();
     Ok(complaints)
