@@ -35,7 +35,14 @@ pub(crate) fn run(places: &Places, target: Option<&str>, seconds: u32) -> anyhow
         fuzz.env("RUSTC_BOOTSTRAP", "1").current_dir(&places.root);
         fuzz.args(["fuzz", "run", "--fuzz-dir", "fuzz", "--target-dir"]).arg(found.join("target")).arg(&name);
         fuzz.arg(&corpus).arg(places.root.join("fuzz/seeds").join(&name));
-        fuzz.args(["--", &format!("-max_total_time={seconds}"), "-timeout=10", "-print_final_stats=1", "-verbosity=0"]);
+        fuzz.args([
+            "--",
+            &format!("-max_total_time={seconds}"),
+            "-timeout=10",
+            "-print_final_stats=1",
+            "-print_funcs=0",
+            "-verbosity=0",
+        ]);
         fuzz.arg(format!("-artifact_prefix={}/", artifacts.display()));
         process::run(&mut fuzz).with_context(|| format!("{name} fails for an input in {}", artifacts.display()))?;
     }
