@@ -254,7 +254,7 @@ fn fragment(packet: &mut Packet, begins: u32, more: bool, bytes: u32) -> bool {
         packet.fragment = FRAGMENT_LATER;
         packet.fragment_edge = begins;
     }
-    bytes != 0 && !(more && bytes % 8 != 0) && begins + bytes <= MAX_REASSEMBLED_BYTES
+    bytes != 0 && (!more || bytes.is_multiple_of(8)) && begins + bytes <= MAX_REASSEMBLED_BYTES
 }
 
 /// Reads an IPv6 packet at `offset`; see [`ipv4`].

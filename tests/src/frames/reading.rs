@@ -118,7 +118,7 @@ fn part(begins: u32, more: bool, bytes: usize) -> Result<Part, Reason> {
     match (begins, more) {
         (0, false) => return Ok(Part::Whole),
         _ if bytes == 0 => return Err("an empty fragment"),
-        (_, true) if bytes % 8 != 0 => return Err("a fragment that is cut at no multiple of 8 bytes"),
+        (_, true) if !bytes.is_multiple_of(8) => return Err("a fragment that is cut at no multiple of 8 bytes"),
         _ if begins + bytes > 65_535 => return Err("a fragment beyond the largest packet"),
         (0, true) => return Ok(Part::First),
         _ => {}
