@@ -10,10 +10,11 @@ mod network_policy;
 mod node;
 mod pod;
 mod reader;
+mod service;
 mod service_account;
 
-use crate::model::{DefaultDecider, Labels, Level, NamespaceMatch, Node, Policy, PolicyKind, PolicyRef, Problem};
-use crate::model::{Rules, Selector, ServiceAccountMatch, Tier, Workload, WorkloadSelector};
+use crate::model::{DefaultDecider, EndpointSlice, Labels, Level, NamespaceMatch, Node, Policy, PolicyKind, PolicyRef};
+use crate::model::{Problem, Rules, Selector, Service, ServiceAccountMatch, Tier, Workload, WorkloadSelector};
 use crate::store::ObjectKey;
 use reader::{Field, Sink};
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub(crate) enum Lowered {
     Namespace(Labels),
     Node(Node),
     ServiceAccount(Labels),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
     Policy(Policy),
     Tier(Tier),
     /// So broken that nothing can be said of it; what was known of it before goes on to hold.
@@ -44,12 +47,16 @@ pub(crate) fn object(key: &ObjectKey, value: &Value) -> (Lowered, Vec<Problem>) 
         ("", "Namespace", "v1") => namespace::lower(key, &root),
         ("", "Node", "v1") => node::lower(key, &root),
         ("", "ServiceAccount", "v1") => service_account::lower(key, &root),
+        ("", "Service", "v1") => service::lower(key, &root),
+        ("discovery.k8s.io", "EndpointSlice", "discovery.k8s.io/v1") => service::slice(key, &root),
         ("networking.k8s.io", "NetworkPolicy", "networking.k8s.io/v1") => network_policy::lower(key, &root),
         ("projectcalico.org", "GlobalNetworkPolicy" | "NetworkPolicy", "projectcalico.org/v3") => {
             calico::lower(key, &root)
         }
         ("projectcalico.org", "Tier", "projectcalico.org/v3") => calico::tier(key, &root),
-        ("", "Pod" | "Namespace" | "Node" | "ServiceAccount", _) | ("projectcalico.org", "Tier", _) => {
+        ("", "Pod" | "Namespace" | "Node" | "ServiceAccount" | "Service", _)
+        | ("discovery.k8s.io", "EndpointSlice", _)
+        | ("projectcalico.org", "Tier", _) => {
             let effect = "left out; what was known of it before goes on to hold";
             root.at("apiVersion").with(effect).problem(Level::Warning, "this version of the kind is not known");
             Lowered::Unreadable
@@ -67,7 +74,7 @@ pub(crate) fn object(key: &ObjectKey, value: &Value) -> (Lowered, Vec<Problem>) 
                 .problem(Level::Warning, "policy objects of this kind and group are not supported in this version");
             Lowered::Nothing
         }
-        // Services route and ingresses proxy; neither restricts who may reach whom.
+        // Whatever else runs, routes and proxies does not restrict who may reach whom.
         _ => Lowered::Nothing,
     };
     (lowered, sink.into_problems())

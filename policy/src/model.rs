@@ -3,6 +3,13 @@
 //! Absent, empty and everything have three names: a selector that selects everything is [`Selector::Everything`], one
 //! that could not be read is [`Selector::Nothing`], and peers that are not restricted are [`Peers::Anyone`].
 
+mod service;
+
+pub use service::{
+    Affinity, Backend, BackendScope, Endpoint, EndpointPort, EndpointSlice, EndpointSlices, Service, ServiceKind,
+    ServiceName, ServicePort, TargetPod, TargetPort,
+};
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -492,6 +499,10 @@ pub struct World {
     pub service_accounts: BTreeMap<(String, String), Labels>,
     /// Further addresses of this node (its interfaces').
     pub local_addresses: BTreeSet<IpAddr>,
+    /// Services by name.
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// Backends of services; see [`World::backends`].
+    pub endpoint_slices: EndpointSlices,
     /// Tiers in evaluation order, each with its policies in evaluation order.
     pub tiers: Vec<(Tier, Vec<Arc<Policy>>)>,
 }

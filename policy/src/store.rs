@@ -5,6 +5,7 @@
 //! server are not here.
 
 mod address;
+mod backend;
 mod key;
 mod place;
 
@@ -12,7 +13,7 @@ pub use key::{ObjectKey, objects_of};
 pub(crate) use place::BUILT_IN as BUILT_IN_TIERS;
 
 use crate::lower::{self, Lowered};
-use crate::model::{Labels, Node, Policy, Problem, Tier, Workload, World};
+use crate::model::{EndpointSlice, Labels, Node, Policy, Problem, Service, Tier, Workload, World};
 use address::Claims;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -50,6 +51,10 @@ pub enum Touched {
     Node { before: Option<Arc<Node>>, after: Option<Arc<Node>> },
     /// A service account's labels.
     ServiceAccount { namespace: String, name: String, before: Option<Labels>, after: Option<Labels> },
+    /// A service.
+    Service { before: Option<Arc<Service>>, after: Option<Arc<Service>> },
+    /// A part of a service's backends. Both may be of different services.
+    EndpointSlice { before: Option<Arc<EndpointSlice>>, after: Option<Arc<EndpointSlice>> },
     /// This node's own addresses.
     LocalAddresses { before: BTreeSet<IpAddr>, after: BTreeSet<IpAddr> },
     /// A policy, as it stands in its tier.
@@ -65,6 +70,8 @@ enum Fact {
     Namespace(Labels),
     Node(Arc<Node>),
     ServiceAccount(Labels),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
     /// As lowered; the tier's existence is looked at when it is placed.
     Policy(Arc<Policy>),
     Tier(Tier),
@@ -134,6 +141,7 @@ impl Store {
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
+        all.extend(backend::problems(&self.world));
         all.extend(place::problems(&self.world.tiers));
         all.into_iter().collect()
     }
@@ -156,6 +164,8 @@ impl Store {
             Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
             Lowered::Node(node) => Some(Fact::Node(Arc::new(node))),
             Lowered::ServiceAccount(labels) => Some(Fact::ServiceAccount(labels)),
+            Lowered::Service(service) => Some(Fact::Service(Arc::new(service))),
+            Lowered::EndpointSlice(slice) => Some(Fact::EndpointSlice(Arc::new(slice))),
             Lowered::Policy(policy) => Some(Fact::Policy(Arc::new(policy))),
             Lowered::Tier(tier) => Some(Fact::Tier(tier)),
             // What was good before goes on to hold: an edit that cannot be read must not open anything.
@@ -254,6 +264,21 @@ impl Store {
                 };
                 touched.push(Touched::Node { before, after });
             }
+            Some(Fact::Service(_)) => {
+                let (before, after) = (before.and_then(Fact::service), after.and_then(Fact::service));
+                if let Some(before) = &before {
+                    self.world.services.remove(&before.name);
+                }
+                if let Some(after) = &after {
+                    self.world.services.insert(after.name.clone(), Arc::clone(after));
+                }
+                touched.push(Touched::Service { before, after });
+            }
+            Some(Fact::EndpointSlice(_)) => {
+                let (before, after) = (before.and_then(Fact::slice), after.and_then(Fact::slice));
+                backend::replace(&mut self.world, before.as_deref(), after.as_ref());
+                touched.push(Touched::EndpointSlice { before, after });
+            }
             _ => {}
         }
     }
@@ -337,6 +362,14 @@ impl Fact {
 
     fn node(self) -> Option<Arc<Node>> {
         if let Self::Node(node) = self { Some(node) } else { None }
+    }
+
+    fn service(self) -> Option<Arc<Service>> {
+        if let Self::Service(service) = self { Some(service) } else { None }
+    }
+
+    fn slice(self) -> Option<Arc<EndpointSlice>> {
+        if let Self::EndpointSlice(slice) = self { Some(slice) } else { None }
     }
 
     fn labels(self) -> Option<Labels> {

@@ -170,6 +170,21 @@ impl<'a> Fields<'a> {
         self.this.find(name)
     }
 
+    /// Consumes members that make no difference here.
+    pub(super) fn ignore(&mut self, names: &[&'static str]) {
+        self.taken.extend(names);
+    }
+
+    /// Tells of every member that was not taken, of an object that is a fact and no policy: a later version may add
+    /// some, and what is read still holds.
+    pub(super) fn finish_noting(self) {
+        for (name, value) in self.map {
+            if !self.taken.contains(name.as_str()) && !value.is_null() {
+                self.this.child(name, value).with("not looked at").problem(Level::Note, "this field is not known");
+            }
+        }
+    }
+
     /// Reports every member that was not taken.
     pub(super) fn finish(self) -> Result<(), Unreadable> {
         let mut result = Ok(());

@@ -39,7 +39,12 @@ impl ObjectKey {
         let namespace = match (group.as_str(), kind.as_str()) {
             ("", "Node" | "Namespace") | ("projectcalico.org", "GlobalNetworkPolicy" | "Tier") => None,
             (group, kind) => {
-                let namespaced = matches!((group, kind), ("", "Pod" | "ServiceAccount") | (_, "NetworkPolicy"));
+                let namespaced = matches!(
+                    (group, kind),
+                    ("", "Pod" | "ServiceAccount" | "Service")
+                        | ("discovery.k8s.io", "EndpointSlice")
+                        | (_, "NetworkPolicy")
+                );
                 match metadata.get("namespace") {
                     None | Some(Value::Null) => namespaced.then(|| "default".to_owned()),
                     Some(Value::String(text)) if text.is_empty() => namespaced.then(|| "default".to_owned()),
