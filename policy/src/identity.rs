@@ -160,7 +160,7 @@ pub(crate) fn rule_list(rules: &Rules) -> &[Rule] {
 pub(crate) fn peer_list(peers: &Peers) -> &[Peer] {
     match peers {
         Peers::OneOf(list) => list,
-        Peers::Anyone | Peers::Nobody => &[],
+        Peers::Anyone | Peers::Nobody | Peers::BackendsOf(_) => &[],
     }
 }
 
@@ -216,7 +216,8 @@ impl Identity {
     pub fn is_among(&self, peers: &Peers) -> bool {
         match peers {
             Peers::Anyone => true,
-            Peers::Nobody => false,
+            // Those of a service are addresses by now.
+            Peers::Nobody | Peers::BackendsOf(_) => false,
             Peers::OneOf(list) => list.iter().any(|peer| self.is_peer(peer)),
         }
     }

@@ -3,8 +3,10 @@
 //! Absent, empty and everything have three names: a selector that selects everything is [`Selector::Everything`], one
 //! that could not be read is [`Selector::Nothing`], and peers that are not restricted are [`Peers::Anyone`].
 
+mod network_set;
 mod service;
 
+pub use network_set::{NetworkSet, NetworkSets, Reading, SetName, SetScope, SetSelector};
 pub use service::{
     Affinity, Backend, BackendScope, Endpoint, EndpointPort, EndpointSlice, EndpointSlices, Service, ServiceKind,
     ServiceName, ServicePort, TargetPod, TargetPort,
@@ -82,13 +84,21 @@ pub struct WorkloadSelector {
     pub service_account: ServiceAccountMatch,
 }
 
-/// One kind of peer: all parts must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// One kind of peer: all parts must hold, where `workload`, `sets` and `nodes` are one part: the peer must be selected
+/// by one of those that are given, and if none is, it may be anyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Peer {
-    /// The peer must be a workload that this selects; `None`: it need not be a workload.
+    /// Workloads that this selects.
     pub workload: Option<WorkloadSelector>,
+    /// Addresses within network sets that this selects. In a policy as it stands in its tier they are resolved.
+    pub sets: Option<SetSelector>,
+    /// Addresses of nodes whose labels match. In a policy as it stands in its tier they are resolved.
+    pub nodes: Option<Selector>,
     /// The peer must not be a workload that one of these selects (an address that is no workload's passes).
     pub not_workloads: Vec<WorkloadSelector>,
+    /// The address must lie in no network set that one of these selects. In a policy as it stands in its tier they are
+    /// resolved.
+    pub not_sets: Vec<SetSelector>,
     /// The address must lie in one of these; `None`: anywhere. Empty: nowhere (all were unreadable).
     pub nets: Option<BTreeSet<IpNet>>,
     /// The address must lie in none of these.
@@ -104,6 +114,9 @@ pub enum Peers {
     Nobody,
     /// Any of these.
     OneOf(Vec<Peer>),
+    /// The backends of this service; as destinations by the ports at which they serve only. In a policy as it stands in
+    /// its tier they are resolved.
+    BackendsOf(ServiceName),
 }
 
 /// A set of ports (destination side) or ICMP types.
@@ -162,9 +175,11 @@ pub enum Action {
     DenyUnreadable,
 }
 
-/// One rule. Its number is its index in the policy's list for that direction, as in the object.
+/// One rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
+    /// Its index in the object's list for that direction. Where a rule was resolved to several, they share it.
+    pub index: u32,
     /// What it does.
     pub action: Action,
     /// Its name, where the API has one.
@@ -200,6 +215,30 @@ pub enum PolicyKind {
     CalicoNetworkPolicy,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+    /// `projectcalico.org/v3` StagedGlobalNetworkPolicy.
+    StagedGlobalNetworkPolicy,
+    /// `projectcalico.org/v3` StagedNetworkPolicy.
+    StagedNetworkPolicy,
+    /// `projectcalico.org/v3` StagedKubernetesNetworkPolicy.
+    StagedKubernetesNetworkPolicy,
+}
+
+impl PolicyKind {
+    /// The kind that a staged one is a preview of; others are themselves.
+    #[must_use]
+    pub const fn enforced(self) -> Self {
+        match self {
+            Self::StagedGlobalNetworkPolicy => Self::GlobalNetworkPolicy,
+            Self::StagedNetworkPolicy => Self::CalicoNetworkPolicy,
+            Self::StagedKubernetesNetworkPolicy => Self::NetworkPolicy,
+            Self::GlobalNetworkPolicy
+            | Self::CalicoNetworkPolicy
+            | Self::NetworkPolicy
+            | Self::ClusterNetworkPolicy => self,
+        }
+    }
 }
 
 /// Names a policy object for people, at one generation.
@@ -235,6 +274,37 @@ pub struct Policy {
     pub ingress: Rules,
     /// From the subject.
     pub egress: Rules,
+    /// The policy as it was written, where this one has network sets, nodes and services resolved to addresses. The
+    /// oracle reads that one, the compiler this one.
+    pub written: Option<Arc<Policy>>,
+}
+
+impl Policy {
+    /// Its rules in a direction.
+    pub fn rules(&self, direction: Direction) -> &Rules {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+/// What a staged policy would do to the enforced ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StagedAction {
+    /// Take the place of the enforced policy of the same name, or stand beside the others if there is none.
+    Set,
+    /// Remove the enforced policy of the same name.
+    Delete,
+}
+
+/// A policy that is looked at and not enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedPolicy {
+    /// What it would do.
+    pub action: StagedAction,
+    /// The policy. Of one that removes, only the name matters.
+    pub policy: Arc<Policy>,
 }
 
 /// A finite order number.
@@ -503,6 +573,13 @@ pub struct World {
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     /// Backends of services; see [`World::backends`].
     pub endpoint_slices: EndpointSlices,
-    /// Tiers in evaluation order, each with its policies in evaluation order.
-    pub tiers: Vec<(Tier, Vec<Arc<Policy>>)>,
+    /// Named lists of networks.
+    pub network_sets: NetworkSets,
+    /// What is enforced.
+    pub tiers: Tiers,
+    /// What would be enforced if every staged policy were applied; `None`: nothing is staged.
+    pub staged: Option<Tiers>,
 }
+
+/// Tiers in evaluation order, each with its policies in evaluation order.
+pub type Tiers = Vec<(Tier, Vec<Arc<Policy>>)>;

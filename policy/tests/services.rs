@@ -30,7 +30,7 @@ status:
   loadBalancer: {ingress: [{ip: 198.51.100.5}, {ip: 198.51.100.6, ipMode: Proxy}, {hostname: lb.example.com}]}
 "#;
 
-const SLICE: &str = r#"
+const SLICE: &str = r"
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
@@ -44,15 +44,15 @@ endpoints:
   targetRef: {kind: Pod, namespace: shop, name: web, uid: p-1}
 - addresses: [192.0.2.1]
   conditions: {ready: false, terminating: true}
-"#;
+";
 
-const POD: &str = r#"
+const POD: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: shop, uid: p-1, labels: {app: web}}
 spec: {nodeName: node-1, containers: []}
 status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}
-"#;
+";
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")

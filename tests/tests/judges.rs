@@ -102,6 +102,8 @@ impl Count {
                 PolicyKind::NetworkPolicy => "Kubernetes rule",
                 PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy rule",
                 PolicyKind::CalicoNetworkPolicy => "Calico NetworkPolicy rule",
+                PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy rule",
+                staged => panic!("{staged:?} is not enforced"),
             },
             Decider::Default(DefaultDecider::TierDefault) => "tier default",
             Decider::Default(DefaultDecider::NoPolicySelects) => "no policy selects",
@@ -163,7 +165,7 @@ fn rules_on<'a>(world: &'a World, direction: Direction, decision: &Decision) -> 
             let policy = policies().find(|policy| policy.reference == *reference)?;
             let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
             let Rules::List(list) = rules else { return None };
-            list.get(usize::try_from(index).ok()?)
+            list.iter().find(|rule| rule.index == index)
         })
         .collect()
 }

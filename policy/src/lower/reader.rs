@@ -178,9 +178,14 @@ impl<'a> Fields<'a> {
     /// Tells of every member that was not taken, of an object that is a fact and no policy: a later version may add
     /// some, and what is read still holds.
     pub(super) fn finish_noting(self) {
+        Self { this: self.this.with("not looked at"), ..self }.finish_with(Level::Note, "this field is not known");
+    }
+
+    /// Reports every member that was not taken, with these words.
+    pub(super) fn finish_with(self, level: Level, what: &str) {
         for (name, value) in self.map {
             if !self.taken.contains(name.as_str()) && !value.is_null() {
-                self.this.child(name, value).with("not looked at").problem(Level::Note, "this field is not known");
+                self.this.child(name, value).problem(level, what);
             }
         }
     }
