@@ -18,10 +18,11 @@ use crate::model::{
     EndpointSlice, Labels, NetworkSet, Node, Policy, Problem, Service, StagedPolicy, Tier, Workload, World,
 };
 use address::Claims;
+use backend::Contradictions;
 use resolve::{Source, Sources};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An object as it was written, and where.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,24 +88,25 @@ enum Fact {
     Staged(Arc<StagedPolicy>),
 }
 
-/// One object held.
-#[derive(Debug, Default)]
-struct Entry {
-    fact: Option<Fact>,
-    problems: Vec<Problem>,
-}
-
 /// The facts at one moment.
 #[derive(Debug)]
 pub struct Store {
     world: World,
-    entries: BTreeMap<ObjectKey, Entry>,
+    facts: BTreeMap<ObjectKey, Fact>,
+    /// Of objects that have any.
+    problems: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Problems of documents that name no object, by origin.
     nameless: BTreeMap<String, Problem>,
     /// Which pods carry a UID; more than one is a fault.
     uids: BTreeMap<String, BTreeSet<ObjectKey>>,
     claims: Claims,
+    /// Staged policies as lowered.
     staged: BTreeMap<ObjectKey, Arc<StagedPolicy>>,
+    contradictions: Contradictions,
+    /// Problems of the staged tiers, until they change.
+    staged_placement: OnceLock<Vec<Problem>>,
+    /// Problems of tiers and the policies in them, until either changes.
+    placement: OnceLock<Vec<Problem>>,
 }
 
 impl Store {
@@ -115,11 +117,15 @@ impl Store {
         *tiers = place::arrange(std::iter::empty(), std::iter::empty(), sources);
         Self {
             world,
-            entries: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            problems: BTreeMap::new(),
             nameless: BTreeMap::new(),
             uids: BTreeMap::new(),
             claims: Claims::default(),
             staged: BTreeMap::new(),
+            contradictions: Contradictions::default(),
+            staged_placement: OnceLock::new(),
+            placement: OnceLock::new(),
         }
     }
 
@@ -132,10 +138,11 @@ impl Store {
     pub fn apply(&mut self, change: Change) -> Vec<Touched> {
         match change {
             Change::Apply(object) => self.put(&object),
-            Change::Delete(key) => match self.entries.remove(&key) {
-                Some(entry) => self.replace(&key, entry.fact, None),
-                None => Vec::new(),
-            },
+            Change::Delete(key) => {
+                self.problems.remove(&key);
+                let before = self.facts.remove(&key);
+                self.replace(&key, before, None)
+            }
             Change::LocalAddresses(after) => {
                 let after: BTreeSet<IpAddr> = after.iter().map(IpAddr::to_canonical).collect();
                 if after == self.world.local_addresses {
@@ -149,15 +156,15 @@ impl Store {
 
     /// Everything in the input that is not honoured, sorted and without repetition.
     pub fn problems(&self) -> Vec<Problem> {
-        let mut all: BTreeSet<Problem> =
-            self.entries.values().flat_map(|entry| entry.problems.iter().cloned()).collect();
+        let mut all: BTreeSet<Problem> = self.problems.values().flatten().cloned().collect();
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
-        all.extend(backend::problems(&self.world));
-        all.extend(place::problems(&self.world.tiers));
+        all.extend(self.contradictions.problems(&self.world).cloned());
+        all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
         if let Some(tiers) = &self.world.staged {
-            all.extend(place::staged_problems(tiers, &self.world.tiers, self.staged.values()));
+            let of_staged = || place::staged_problems(tiers, &self.world.tiers, self.staged.values());
+            all.extend(self.staged_placement.get_or_init(of_staged).iter().cloned());
         }
         all.into_iter().collect()
     }
@@ -173,8 +180,11 @@ impl Store {
         };
         self.nameless.remove(&object.origin);
         let (lowered, problems) = lower::object(&key, &object.value);
-        let entry = self.entries.entry(key.clone()).or_default();
-        entry.problems = problems;
+        if problems.is_empty() {
+            self.problems.remove(&key);
+        } else {
+            self.problems.insert(key.clone(), problems);
+        }
         let after = match lowered {
             Lowered::Workload(workload) => Some(Fact::Workload(Arc::new(workload))),
             Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
@@ -190,19 +200,25 @@ impl Store {
             Lowered::Unreadable => return Vec::new(),
             Lowered::Nothing => None,
         };
-        if entry.fact == after {
-            if after.is_none() && entry.problems.is_empty() {
-                self.entries.remove(&key);
-            }
+        if self.facts.get(&key) == after.as_ref() {
             return Vec::new();
         }
-        let before = std::mem::replace(&mut entry.fact, after.clone());
+        let before = match &after {
+            Some(after) => self.facts.insert(key.clone(), after.clone()),
+            None => self.facts.remove(&key),
+        };
         self.replace(&key, before, after)
     }
 
     /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
     fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
         let mut touched = Vec::new();
+        if matches!(
+            (&before, &after),
+            (Some(Fact::Policy(_) | Fact::Tier(_)), _) | (_, Some(Fact::Policy(_) | Fact::Tier(_)))
+        ) {
+            self.placement = OnceLock::new();
+        }
         match (before, after) {
             (None, None) => {}
             (Some(Fact::Policy(before)), after) => {
@@ -216,7 +232,7 @@ impl Store {
             }
             (Some(Fact::Tier(_)), _) | (None, Some(Fact::Tier(_))) => touched = self.rearrange(),
             (Some(Fact::Staged(_)), _) | (None, Some(Fact::Staged(_))) => {
-                match self.entries.get(key).and_then(|entry| entry.fact.as_ref()) {
+                match self.facts.get(key) {
                     Some(Fact::Staged(staged)) => self.staged.insert(key.clone(), Arc::clone(staged)),
                     _ => self.staged.remove(key),
                 };
@@ -226,6 +242,9 @@ impl Store {
                 self.replace_object(key, before, after, &mut touched);
                 self.resolve_anew(&mut touched);
             }
+        }
+        for touch in &touched {
+            self.contradictions.take(&self.world, touch);
         }
         let of_tiers = |touch: &Touched| matches!(touch, Touched::Policy { .. } | Touched::Tiers);
         let of_sources = |touch: &Touched| !sources_of(touch, &self.world).is_empty();
@@ -257,6 +276,7 @@ impl Store {
 
     /// Puts the staged tiers as the enforced ones and the staged policies ask for.
     fn restage(&mut self) -> Vec<Touched> {
+        self.staged_placement = OnceLock::new();
         let (sources, tiers, staged) = Sources::beside(&mut self.world);
         let after = (!self.staged.is_empty()).then(|| place::stage(tiers, self.staged.values(), sources));
         if *staged == after {
@@ -376,9 +396,7 @@ impl Store {
             let alone = holders.is_some_and(|holders| holders.len() == 1);
             want.entry(uid.clone()).or_default();
             for key in holders.into_iter().flatten() {
-                let Some(Fact::Workload(workload)) = self.entries.get(key).and_then(|entry| entry.fact.as_ref()) else {
-                    continue;
-                };
+                let Some(Fact::Workload(workload)) = self.facts.get(key) else { continue };
                 let made = lower::made_uid(key);
                 if alone {
                     want.entry(made).or_default();
@@ -406,14 +424,14 @@ impl Store {
 
     /// Sorts all policies into the tiers anew, after tiers have changed.
     fn rearrange(&mut self) -> Vec<Touched> {
-        let entries = &self.entries;
-        let facts = || entries.values().filter_map(|entry| entry.fact.as_ref());
+        let held = &self.facts;
+        let facts = || held.values();
         let tiers = facts().filter_map(|fact| if let Fact::Tier(tier) = fact { Some(tier.clone()) } else { None });
         let policies =
             facts().filter_map(|fact| if let Fact::Policy(policy) = fact { Some(Arc::clone(policy)) } else { None });
-        let (sources, held, _) = Sources::beside(&mut self.world);
+        let (sources, arranged, _) = Sources::beside(&mut self.world);
         let after = place::arrange(tiers, policies, sources);
-        let before = std::mem::replace(held, after);
+        let before = std::mem::replace(arranged, after);
         place::difference(&before, &self.world.tiers)
     }
 

@@ -64,7 +64,15 @@ fn slice(rng: &mut Rng, namespace: &str, service: &str, part: u8) -> Value {
                 (false, true) => pick(rng, &OUTSIDE[..3]).to_owned(),
                 (false, false) => pick(rng, &OUTSIDE[3..]).to_owned(),
             };
-            json!({ "addresses": [address], "conditions": { "ready": rng.bool() } })
+            let mut endpoint = json!({ "addresses": [address], "conditions": { "ready": rng.bool() } });
+            if rng.bool() {
+                let (pod, namespace) = (rng.u8(1..=7), pick(rng, &NAMESPACES));
+                endpoint["targetRef"] = json!({ "kind": "Pod", "namespace": namespace, "name": format!("pod-{pod}") });
+                if rng.bool() {
+                    endpoint["targetRef"]["uid"] = json!(format!("uid-{pod}"));
+                }
+            }
+            endpoint
         })
         .collect();
     let ports = match rng.u8(..4) {
