@@ -322,14 +322,14 @@ fn also(world: &World, query: &Query, later: &[&Arc<Policy>], verdict: Verdict) 
     also
 }
 
-/// What a rule does with a flow, if it matches. Where it speaks of a network set that could not be read whole, it cannot
-/// be said whom it means: one that lets through then does so for what could be read, or, if it means all but the set,
+/// What a rule does with a flow, if it matches. Where it speaks of a network set or of backends that could not be read
+/// whole, it cannot be said whom it means: one that lets through then does so for what could be read, or, if it means all but the set,
 /// for nobody; one that does not denies everyone.
 fn matching_action(world: &World, rule: &Rule, query: &Query) -> Option<Action> {
     let lists = [&rule.peer, &rule.own];
     let (selected, excluded) = lists
         .into_iter()
-        .map(|peers| matching::partial_sets(world, peers))
+        .map(|peers| matching::partial_lists(world, peers))
         .fold((false, false), |(selected, excluded), (more_selected, more_excluded)| {
             (selected || more_selected, excluded || more_excluded)
         });

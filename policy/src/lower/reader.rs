@@ -128,6 +128,11 @@ impl<'a> Field<'a> {
         self.value.is_string()
     }
 
+    /// Whether it is this text.
+    pub(super) fn is(&self, text: &str) -> bool {
+        self.value.as_str() == Some(text)
+    }
+
     /// The items of a list.
     pub(super) fn list(&self) -> Result<Vec<Self>, Unreadable> {
         let items = self.value.as_array().ok_or_else(|| self.bad("must be a list"))?;

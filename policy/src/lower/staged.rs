@@ -29,19 +29,18 @@ fn action(root: &Field<'_>) -> Option<StagedAction> {
     };
     let field = field.with(AS_SET);
     match field.text() {
-        // What is learnt is a proposal like any other.
-        Ok("Set" | "Learn" | "") => Some(StagedAction::Set),
-        Ok("Delete") => Some(StagedAction::Delete),
+        Ok("Delete") => return Some(StagedAction::Delete),
         Ok("Ignore") => {
             field.with("the preview leaves the policy out").problem(Level::Note, "the policy is to be ignored");
-            None
+            return None;
         }
+        // What is learnt is a proposal like any other. What is no text is reported.
+        Ok("Set" | "Learn" | "") | Err(Unreadable) => {}
         Ok(_) => {
             field.bad("must be Set, Delete, Learn or Ignore");
-            Some(StagedAction::Set)
         }
-        Err(Unreadable) => Some(StagedAction::Set),
     }
+    Some(StagedAction::Set)
 }
 
 /// The API wants nothing but the tier beside a removal.

@@ -63,9 +63,17 @@ pub(super) fn serves(world: &World, service: &ServiceName, address: IpAddr, prot
     })
 }
 
-/// Whether these peers select, and whether they exclude, a network set that could not be read whole.
-pub(super) fn partial_sets(world: &World, peers: &Peers) -> (bool, bool) {
-    let Peers::OneOf(list) = peers else { return (false, false) };
+/// Whether these peers select, and whether they exclude, a network set or a service's backends that could not be read
+/// whole.
+pub(super) fn partial_lists(world: &World, peers: &Peers) -> (bool, bool) {
+    let list = match peers {
+        Peers::Anyone | Peers::Nobody => return (false, false),
+        Peers::BackendsOf(service) => {
+            let slices = world.endpoint_slices.get(service);
+            return (slices.is_some_and(|all| all.values().any(|slice| slice.reading == Reading::Partial)), false);
+        }
+        Peers::OneOf(list) => list,
+    };
     let partial = |wanted: &SetSelector| {
         world.network_sets.values().any(|one| one.reading == Reading::Partial && set(world, wanted, one))
     };

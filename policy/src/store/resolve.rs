@@ -94,6 +94,14 @@ impl<'a> Sources<'a> {
     }
 
     fn faults(self, peers: &Peers) -> Vec<Fault> {
+        if let Peers::BackendsOf(service) = peers {
+            let mut slices = self.slices.get(service).into_iter().flat_map(BTreeMap::values);
+            return slices
+                .find(|slice| slice.reading == Reading::Partial)
+                .map(|_| Fault::Selected)
+                .into_iter()
+                .collect();
+        }
         let partial = |selector: &&SetSelector| self.selected(selector).1 == Reading::Partial;
         let list: &[Peer] = if let Peers::OneOf(list) = peers { list } else { &[] };
         list.iter()
@@ -186,7 +194,7 @@ impl<'a> Sources<'a> {
 /// Protocol, and port or every port.
 type Served = (u8, Option<u16>);
 
-/// What a network set that could not be read whole is to a rule.
+/// What a list that could not be read whole is to a rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// The rule is about it.

@@ -64,6 +64,7 @@ fn slice(rng: &mut Rng, namespace: &str, service: &str, part: u8) -> Value {
                 (false, true) => pick(rng, &OUTSIDE[..3]).to_owned(),
                 (false, false) => pick(rng, &OUTSIDE[3..]).to_owned(),
             };
+            let address = if chance(rng, 2) { "nowhere".to_owned() } else { address };
             let mut endpoint = json!({ "addresses": [address], "conditions": { "ready": rng.bool() } });
             if rng.bool() {
                 let (pod, namespace) = (rng.u8(1..=7), pick(rng, &NAMESPACES));
