@@ -278,11 +278,12 @@ impl Identity {
 
     /// Whether this kind of peer includes it.
     pub fn is_peer(&self, peer: &Peer) -> bool {
-        let inside = |net: &IpNet| self.networks.contains(&net.trunc());
+        // A list may name a cluster's worth of addresses; an address lies in few networks that are named.
+        let inside = |nets: &BTreeSet<IpNet>| self.networks.iter().any(|net| nets.contains(net));
         peer.workload.as_ref().is_none_or(|selector| self.is_selected(selector))
             && !peer.not_workloads.iter().any(|selector| self.is_selected(selector))
-            && peer.nets.as_ref().is_none_or(|nets| nets.iter().any(inside))
-            && !peer.not_nets.iter().any(inside)
+            && peer.nets.as_ref().is_none_or(inside)
+            && !inside(&peer.not_nets)
     }
 
     /// Whether these peers include it.

@@ -1,4 +1,5 @@
-//! Staged policies in random worlds: they touch nothing that is enforced, and what they show is what would be.
+//! Staged policies in random worlds: they touch nothing that is enforced, and what they show is what would be, in
+//! whatever order it was told.
 //!
 //! `REEVE_WORLDS` is the number of worlds (default 200), `REEVE_SEED` the seed of the first one (default: random, printed).
 
@@ -6,7 +7,9 @@ use fastrand::Rng;
 use reeve_policy::engine::Engine;
 use reeve_policy::model::Decision;
 use reeve_policy::oracle::{self, Query};
+use reeve_policy::store::{Change, Store};
 use reeve_tests::judge::Case;
+use reeve_tests::sequence::Sequence;
 use reeve_tests::worlds::{NODE, RandomWorld, STAGED, flows};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -84,6 +87,31 @@ fn staged_policies_touch_nothing_that_is_enforced() {
         seen += 1;
     }
     assert!(seen > 0, "no world has staged policies");
+}
+
+#[test]
+fn every_telling_of_a_history_ends_in_the_same_world() {
+    let seed = number("REEVE_SEED", || fastrand::u64(..));
+    let mut staged = 0;
+    for seed in (0..60).map(|nth| seed.wrapping_add(nth)) {
+        let history = Sequence::new(seed, 25);
+        let told = |changes: &[Change]| {
+            let mut store = Store::new(NODE);
+            for change in changes {
+                store.apply(change.clone());
+            }
+            store
+        };
+        let last = history.last_words();
+        let reversed: Vec<Change> = last.iter().rev().cloned().collect();
+        let (forward, backward, fresh) = (told(&history.changes), told(&reversed), told(&last));
+        for (how, store) in [("forward", &forward), ("backward", &backward)] {
+            assert!(store.world() == fresh.world(), "REEVE_SEED={seed}: the world told {how} is another");
+            assert_eq!(store.problems(), fresh.problems(), "REEVE_SEED={seed}: {how}");
+        }
+        staged += usize::from(fresh.world().staged.is_some());
+    }
+    assert!(staged > 0, "no history ends with staged policies");
 }
 
 #[test]

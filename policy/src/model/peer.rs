@@ -82,9 +82,9 @@ pub struct Peer {
     /// The address must lie in no network set that one of these selects. In a policy as it stands in its tier they are
     /// resolved.
     pub not_sets: Vec<SetSelector>,
-    /// The address must lie in one of these; `None`: anywhere. Empty: nowhere (all were unreadable).
+    /// The address must lie in one of these, whose host bits are zero; `None`: anywhere. Empty: nowhere.
     pub nets: Option<BTreeSet<IpNet>>,
-    /// The address must lie in none of these.
+    /// The address must lie in none of these, whose host bits are zero.
     pub not_nets: BTreeSet<IpNet>,
 }
 
