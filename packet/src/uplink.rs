@@ -111,8 +111,11 @@ fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Co
             return 0;
         }
     }
-    if s.packet.fragment != 0 && matches!(hook, Hook::Uplink) && !walk::ports_of_fragment(env, hook, s) {
-        return pending::refuse_sender(env, hook, s, decision::UNKNOWN_FRAGMENT);
+    if s.packet.fragment != 0
+        && matches!(hook, Hook::Uplink)
+        && let Some(reason) = walk::ports_of_fragment(env, hook, s)
+    {
+        return pending::refuse_sender(env, hook, s, reason);
     }
     s.carried = mark::resolve(env, s);
     if s.carried == KIND_PENDING {

@@ -2,7 +2,8 @@
 
 use reeve_policy::manifest;
 use reeve_policy::model::{
-    Affinity, BackendScope, Endpoint, EndpointPort, Level, ServiceKind, ServiceName, ServicePort, TargetPod, TargetPort,
+    Affinity, BackendScope, Endpoint, EndpointPort, Level, Reading, ServiceKind, ServiceName, ServicePort, TargetPod,
+    TargetPort,
 };
 use reeve_policy::store::{Change, ObjectKey, Store, Touched};
 use std::collections::BTreeSet;
@@ -153,12 +154,15 @@ fn what_was_known_stays_when_an_edit_cannot_be_read() {
     let mut store = store(&[SERVICE, SLICE, POD]);
     let before = store.world().clone();
     for (text, from, to, field) in [
+        (
+            SLICE,
+            "{kubernetes.io/service-name: web}",
+            "{kubernetes.io/service-name: 1}",
+            "metadata.labels.kubernetes.io/service-name",
+        ),
         (SERVICE, "10.96.0.10, \"fd00", "10.96.0.1000, \"fd00", "spec.clusterIPs[0]"),
         (SERVICE, "protocol: UDP", "protocol: DCCP", "spec.ports[1].protocol"),
         (SERVICE, "ClientIP\n", "Client\n", "spec.sessionAffinity"),
-        (SLICE, "addresses: [10.0.0.1]", "addresses: [x]", "endpoints[0].addresses[0]"),
-        (SLICE, "port: 8080", "port: 0", "ports[0].port"),
-        (SLICE, "addressType: IPv4", "addressType: IPv5", "addressType"),
     ] {
         let broken = text.replacen(from, to, 1);
         assert_ne!(broken, text, "{field}");
@@ -169,6 +173,24 @@ fn what_was_known_stays_when_an_edit_cannot_be_read() {
         apply(&mut store, text);
     }
     assert_eq!(store.problems(), []);
+}
+
+#[test]
+fn a_slice_that_cannot_be_read_whole_is_marked_and_the_rest_holds() {
+    for (from, to, field, left) in [
+        ("addresses: [10.0.0.1]", "addresses: [x]", "endpoints[0].addresses[0]", 1),
+        ("port: 8080", "port: 0", "ports[0].port", 2),
+        ("ready: false", "ready: no-idea", "endpoints[1].conditions.ready", 1),
+        ("addressType: IPv4", "addressType: IPv5", "addressType", 0),
+    ] {
+        let broken = SLICE.replacen(from, to, 1);
+        assert_ne!(broken, SLICE, "{field}");
+        let store = store(&[&broken, POD]);
+        let fields: Vec<String> = store.problems().into_iter().map(|problem| problem.field).collect();
+        assert_eq!(fields, [field]);
+        let slice = &store.world().endpoint_slices[&web()]["web-1"];
+        assert_eq!((slice.reading, store.world().backends(&web()).count()), (Reading::Partial, left), "{field}");
+    }
 }
 
 #[test]

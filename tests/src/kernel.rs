@@ -25,6 +25,7 @@ use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
+use std::sync::Barrier;
 
 pub use rows::Rows;
 
@@ -36,6 +37,8 @@ const CONTEXT_BYTES: usize = 192;
 const CONTEXT_MARK: usize = 8;
 const CONTEXT_INGRESS_IFINDEX: usize = 36;
 const CONTEXT_IFINDEX: usize = 40;
+const CONTEXT_GSO_SEGMENTS: usize = 164;
+const CONTEXT_GSO_SIZE: usize = 176;
 
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
@@ -93,6 +96,21 @@ pub enum Action {
     Continue,
     /// Dropped.
     Drop,
+}
+
+/// How the kernel holds a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// In one piece.
+    #[default]
+    Whole,
+    /// To be cut into packets by whoever sends it.
+    Offloaded {
+        /// How many packets.
+        segments: u32,
+        /// Payload of each, in bytes.
+        size: u32,
+    },
 }
 
 /// What a program did with one frame.
@@ -181,7 +199,28 @@ impl Kernel {
     /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
     /// it was made there.
     pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> anyhow::Result<Outcome> {
-        self.run_marked(hook.into(), frame, ifindex, ingress_ifindex, 0)
+        self.run_held(hook, frame, ifindex, ingress_ifindex, Held::Whole)
+    }
+
+    /// See [`Kernel::run`]; of a frame that the kernel holds in some way.
+    pub fn run_held(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+        held: Held,
+    ) -> anyhow::Result<Outcome> {
+        let mut context = context(ifindex, ingress_ifindex, 0);
+        let mut set = |at: usize, value: u32| context[at..][..4].copy_from_slice(&value.to_ne_bytes());
+        match held {
+            Held::Whole => {}
+            Held::Offloaded { segments, size } => {
+                set(CONTEXT_GSO_SEGMENTS, segments);
+                set(CONTEXT_GSO_SIZE, size);
+            }
+        }
+        self.run_in(hook.into(), frame, ifindex, &context)
     }
 
     /// The same of any program, over a frame that has a mark already. What local processes receive begins with its IP
@@ -194,12 +233,21 @@ impl Kernel {
         ingress_ifindex: u32,
         mark: u32,
     ) -> anyhow::Result<Outcome> {
+        self.run_in(program, frame, ifindex, &context(ifindex, ingress_ifindex, mark))
+    }
+
+    fn run_in(
+        &mut self,
+        program: Program,
+        frame: &[u8],
+        ifindex: u32,
+        context: &[u8; CONTEXT_BYTES],
+    ) -> anyhow::Result<Outcome> {
         self.interface(ifindex)?;
-        let context = context(ifindex, ingress_ifindex, mark);
         let mut left = [0_u8; CONTEXT_BYTES];
         let options = TestRunOptions {
             data_in: Some(frame),
-            ctx_in: Some(&context),
+            ctx_in: Some(context),
             ctx_out: Some(&mut left),
             ..TestRunOptions::default()
         };
@@ -244,7 +292,9 @@ impl Kernel {
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
         let (program, context) = (self.program(hook)?, context(ifindex, ifindex, 0));
+        let start = Barrier::new(usize::try_from(threads)?);
         let run = || {
+            start.wait();
             let options =
                 TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
             program.test_run(options)

@@ -1,11 +1,11 @@
 //! `v1` Service and `discovery.k8s.io/v1` EndpointSlice: who answers behind which address and port.
 //!
-//! A Service or slice that cannot be read keeps what was known of it.
+//! A Service that cannot be read keeps what was known of it; of a slice, the rest holds.
 
 use super::reader::{Field, Unreadable};
 use super::{Lowered, labels, uid};
 use crate::model::{
-    Affinity, BackendScope, Endpoint, EndpointPort, EndpointSlice, Level, Service, ServiceKind, ServiceName,
+    Affinity, BackendScope, Endpoint, EndpointPort, EndpointSlice, Level, Reading, Service, ServiceKind, ServiceName,
     ServicePort, TargetPod, TargetPort,
 };
 use crate::store::ObjectKey;
@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 const SERVICE_KEPT: &str = "what was known of the service goes on to hold";
-const SLICE_KEPT: &str = "what was known of the slice goes on to hold";
+const PARTIAL: &str =
+    "rules that allow the service's backends allow the rest; all other rules about them deny everyone";
 const NOT_AN_ADDRESS: &str = "the endpoint is not known by this address";
 const LABEL: &str = "kubernetes.io/service-name";
 
@@ -97,8 +98,17 @@ fn service(name: ServiceName, uid: String, root: &Field<'_>) -> Result<Service, 
 
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, three hours where nothing is said.
 fn timeout(config: Option<&Field<'_>>) -> Result<u32, Unreadable> {
-    let seconds = config.and_then(|config| config.find("clientIP")).and_then(|client| client.find("timeoutSeconds"));
-    seconds.map_or(Ok(10_800), |field| field.number(86_400))
+    let seconds = member(config, "clientIP")?;
+    member(seconds.as_ref(), "timeoutSeconds")?.map_or(Ok(10_800), |field| field.number(86_400))
+}
+
+/// The only member of an object that is known.
+fn member<'a>(object: Option<&Field<'a>>, name: &'static str) -> Result<Option<Field<'a>>, Unreadable> {
+    let Some(object) = object else { return Ok(None) };
+    let mut fields = object.fields()?;
+    let member = fields.take(name);
+    fields.finish_noting();
+    Ok(member)
 }
 
 fn scope(field: Option<&Field<'_>>) -> Result<BackendScope, Unreadable> {
@@ -112,14 +122,21 @@ fn scope(field: Option<&Field<'_>>) -> Result<BackendScope, Unreadable> {
 
 /// `status.loadBalancer.ingress`; what has a name only, or is a proxy of its own, is never seen as a destination here.
 fn balancer(root: &Field<'_>) -> Result<BTreeSet<IpAddr>, Unreadable> {
-    let list = root.find("status").and_then(|status| status.find("loadBalancer"));
-    let Some(list) = list.and_then(|balancer| balancer.find("ingress")) else { return Ok(BTreeSet::new()) };
+    let Some(mut status) = root.find("status").map(|status| status.fields()).transpose()? else {
+        return Ok(BTreeSet::new());
+    };
+    status.ignore(&["conditions"]);
+    let balancer = status.take("loadBalancer");
+    status.finish_noting();
+    let list = member(balancer.as_ref(), "ingress")?.map(|list| list.list()).transpose()?.unwrap_or_default();
     let mut found = BTreeSet::new();
-    for item in list.list()? {
-        let mode = item.find("ipMode").map(|field| field.text()).transpose()?;
-        if let Some(ip) = item.find("ip").filter(|ip| !ip.is_empty())
-            && mode != Some("Proxy")
-        {
+    for item in list {
+        let mut fields = item.fields()?;
+        fields.ignore(&["hostname", "ports"]);
+        let (ip, mode) = (fields.take("ip").filter(|ip| !ip.is_empty()), fields.take("ipMode"));
+        fields.finish_noting();
+        let proxied = mode.map(|mode| mode.text()).transpose()? == Some("Proxy");
+        if let (Some(ip), false) = (ip, proxied) {
             found.insert(address(&ip)?);
         }
     }
@@ -160,39 +177,58 @@ fn service_port(field: &Field<'_>) -> Result<ServicePort, Unreadable> {
 
 /// A slice, if it belongs to a Service.
 pub(super) fn slice(key: &ObjectKey, root: &Field<'_>) -> Lowered {
-    let root = root.with(SLICE_KEPT);
-    match read_slice(key, &root) {
-        Ok(Some(slice)) => Lowered::EndpointSlice(slice),
-        Ok(None) => Lowered::Nothing,
-        Err(Unreadable) => Lowered::Unreadable,
+    let Ok(mut labels) = labels::of(&root.with("what was known of the slice goes on to hold")) else {
+        return Lowered::Unreadable;
+    };
+    let Some(service) = labels.remove(LABEL).filter(|name| !name.is_empty()) else { return Lowered::Nothing };
+    let mut slice = EndpointSlice {
+        name: key.name.clone(),
+        service: ServiceName { namespace: key.namespace.clone().unwrap_or_default(), name: service },
+        ports: BTreeSet::new(),
+        endpoints: Vec::new(),
+        reading: Reading::Whole,
+    };
+    let root = root.with(PARTIAL);
+    if root.at("addressType").is("FQDN") {
+        let effect = "the slice is left out: names are nobody's addresses here";
+        root.at("addressType").with(effect).problem(Level::Note, "its endpoints have names, not addresses");
+        return Lowered::Nothing;
     }
+    if read_slice(&root, &mut slice).is_err() {
+        slice.reading = Reading::Partial;
+    }
+    Lowered::EndpointSlice(slice)
 }
 
-fn read_slice(key: &ObjectKey, root: &Field<'_>) -> Result<Option<EndpointSlice>, Unreadable> {
-    let Some(service) = labels::of(root)?.remove(LABEL).filter(|name| !name.is_empty()) else { return Ok(None) };
-    let service = ServiceName { namespace: key.namespace.clone().unwrap_or_default(), name: service };
+fn read_slice(root: &Field<'_>, slice: &mut EndpointSlice) -> Result<(), Unreadable> {
     let mut fields = root.fields()?;
     fields.ignore(&["apiVersion", "kind", "metadata"]);
-    let kind = fields.take("addressType").ok_or_else(|| root.at("addressType").bad("a slice needs an address type"))?;
+    let kind = fields.take("addressType");
+    let endpoints = fields.take("endpoints").map(|list| list.list());
+    let ports = fields.take("ports").map(|list| list.list());
+    fields.finish_noting();
+    let kind = kind.ok_or_else(|| root.at("addressType").bad("a slice needs an address type"))?;
     let v4 = match kind.text()? {
         "IPv4" => true,
         "IPv6" => false,
-        "FQDN" => {
-            let effect = "the slice is left out: names are nobody's addresses here";
-            kind.with(effect).problem(Level::Note, "its endpoints have names, not addresses");
-            return Ok(None);
-        }
         _ => return Err(kind.bad("must be IPv4, IPv6 or FQDN")),
     };
-    let endpoints = fields.take("endpoints").map(|list| list.list()).transpose()?.unwrap_or_default();
-    let ports = fields.take("ports").map(|list| list.list()).transpose()?.unwrap_or_default();
-    fields.finish_noting();
-    Ok(Some(EndpointSlice {
-        name: key.name.clone(),
-        service,
-        ports: ports.iter().map(endpoint_port).collect::<Result<_, _>>()?,
-        endpoints: endpoints.iter().map(|item| endpoint(item, v4)).collect::<Result<_, _>>()?,
-    }))
+    let mut whole = Ok(());
+    for item in ports.transpose()?.unwrap_or_default() {
+        match endpoint_port(&item) {
+            Ok(port) => {
+                slice.ports.insert(port);
+            }
+            Err(Unreadable) => whole = Err(Unreadable),
+        }
+    }
+    for item in endpoints.transpose()?.unwrap_or_default() {
+        match endpoint(&item, v4) {
+            Ok(endpoint) => slice.endpoints.push(endpoint),
+            Err(Unreadable) => whole = Err(Unreadable),
+        }
+    }
+    whole
 }
 
 fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
@@ -213,16 +249,19 @@ fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
             item.with(NOT_AN_ADDRESS).bad("the address is not of the slice's addressType");
         }
     }
-    let condition = |name: &'static str| {
-        let field = conditions.as_ref().and_then(|conditions| conditions.find(name));
-        field.map(|field| field.boolean()).transpose()
-    };
-    let ready = condition("ready")?.unwrap_or(true);
+    let (mut ready, mut serving, mut terminating) = (None, None, None);
+    if let Some(mut conditions) = conditions.map(|conditions| conditions.fields()).transpose()? {
+        (ready, serving, terminating) =
+            (conditions.take("ready"), conditions.take("serving"), conditions.take("terminating"));
+        conditions.finish_noting();
+    }
+    let condition = |field: Option<Field<'_>>| field.map(|field| field.boolean()).transpose();
+    let ready = condition(ready)?.unwrap_or(true);
     Ok(Endpoint {
         addresses,
         ready,
-        serving: condition("serving")?.unwrap_or(ready),
-        terminating: condition("terminating")?.unwrap_or(false),
+        serving: condition(serving)?.unwrap_or(ready),
+        terminating: condition(terminating)?.unwrap_or(false),
         node: node.map(|field| field.text().map(str::to_owned)).transpose()?,
         pod: target.map(|field| pod(&field)).transpose()?.flatten(),
     })
@@ -230,12 +269,16 @@ fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
 
 /// A `targetRef` that is a pod.
 fn pod(field: &Field<'_>) -> Result<Option<TargetPod>, Unreadable> {
-    let text = |name: &str| field.find(name).map(|field| field.text().map(str::to_owned)).transpose();
-    if text("kind")?.as_deref() != Some("Pod") {
+    let mut fields = field.fields()?;
+    fields.ignore(&["apiVersion", "fieldPath", "resourceVersion"]);
+    let mut text = |name| fields.take(name).map(|field| field.text().map(str::to_owned)).transpose();
+    let (kind, namespace, name, uid) = (text("kind")?, text("namespace")?, text("name")?, text("uid")?);
+    fields.finish_noting();
+    if kind.as_deref() != Some("Pod") {
         return Ok(None);
     }
-    let (namespace, name) = (text("namespace")?.unwrap_or_default(), text("name")?.unwrap_or_default());
-    Ok(Some(TargetPod { namespace, name, uid: text("uid")?.filter(|uid| !uid.is_empty()) }))
+    let uid = uid.filter(|uid| !uid.is_empty());
+    Ok(Some(TargetPod { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default(), uid }))
 }
 
 fn endpoint_port(field: &Field<'_>) -> Result<EndpointPort, Unreadable> {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::World;
+use super::{Reading, World};
 
 /// Names a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -162,8 +162,10 @@ pub struct EndpointSlice {
     pub service: ServiceName,
     /// Ports.
     pub ports: BTreeSet<EndpointPort>,
-    /// Endpoints.
+    /// Endpoints, those that could be read.
     pub endpoints: Vec<Endpoint>,
+    /// Whether that is all. If not, a rule that does more than allow the service's backends denies everyone.
+    pub reading: Reading,
 }
 
 /// The slices of each Service by their names; a Service need not be known to have some.

@@ -1,25 +1,120 @@
 //! What slices say of pods, where it is not what the pods say of themselves.
 
-use crate::model::{Endpoint, EndpointSlice, Level, Problem, ServiceName, Workload, World};
-use std::collections::BTreeMap;
+use super::Touched;
+use crate::model::{Endpoint, EndpointSlice, Level, Problem, ServiceName, TargetPod, Workload, World};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const AS_GIVEN: &str = "the pod goes by its own status; behind the service the address stands as the slice has it";
 
-/// Contradictions between Services, their slices and the pods.
-pub(super) fn problems(world: &World) -> Vec<Problem> {
-    let mut found: Vec<Problem> = Vec::new();
-    let by_name: BTreeMap<(&str, &str), &Arc<Workload>> =
-        world.workloads.values().map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod)).collect();
-    for slice in world.endpoint_slices.values().flat_map(BTreeMap::values) {
+/// Names a slice: its namespace and name.
+type SliceName = (String, String);
+
+/// Who a slice says that an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Uid(String),
+    Name(String, String),
+}
+
+impl Target {
+    fn of(target: &TargetPod) -> Self {
+        match &target.uid {
+            Some(uid) => Self::Uid(uid.clone()),
+            None => Self::Name(target.namespace.clone(), target.name.clone()),
+        }
+    }
+}
+
+/// Contradictions between Services, their slices and the pods, looked at again where something about them changes.
+#[derive(Debug, Default)]
+pub(super) struct Contradictions {
+    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    /// Which slices speak of a pod.
+    about: BTreeMap<Target, BTreeSet<SliceName>>,
+    /// UIDs of pods by namespace and name.
+    pods: BTreeMap<(String, String), String>,
+    /// What was found, of slices with problems.
+    found: BTreeMap<SliceName, Vec<Problem>>,
+    shared: OnceLock<Vec<Problem>>,
+}
+
+impl Contradictions {
+    /// Looks again at what a change is about; the world has it already.
+    pub(super) fn take(&mut self, world: &World, touch: &Touched) {
+        match touch {
+            Touched::Service { .. } => self.shared = OnceLock::new(),
+            Touched::EndpointSlice { before, after } => {
+                before.iter().for_each(|slice| self.remove(slice));
+                if let Some(slice) = after {
+                    self.insert(slice);
+                    self.review(world, &(slice.service.namespace.clone(), slice.name.clone()));
+                }
+            }
+            Touched::Workload { before, after } => {
+                let mut about = BTreeSet::new();
+                for pod in before.iter().chain(after) {
+                    let name = (pod.namespace.clone(), pod.name.clone());
+                    for target in [Target::Uid(pod.uid.clone()), Target::Name(name.0.clone(), name.1.clone())] {
+                        about.extend(self.about.get(&target).into_iter().flatten().cloned());
+                    }
+                    if self.pods.get(&name) == Some(&pod.uid) {
+                        self.pods.remove(&name);
+                    }
+                }
+                if let Some(pod) = after {
+                    self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod.uid.clone());
+                }
+                about.iter().for_each(|slice| self.review(world, slice));
+            }
+            _ => {}
+        }
+    }
+
+    fn insert(&mut self, slice: &Arc<EndpointSlice>) {
+        let name = (slice.service.namespace.clone(), slice.name.clone());
+        for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+            self.about.entry(Target::of(target)).or_default().insert(name.clone());
+        }
+        self.slices.insert(name, Arc::clone(slice));
+    }
+
+    fn remove(&mut self, slice: &EndpointSlice) {
+        let name = (slice.service.namespace.clone(), slice.name.clone());
+        for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+            let target = Target::of(target);
+            if let Some(about) = self.about.get_mut(&target) {
+                about.remove(&name);
+                if about.is_empty() {
+                    self.about.remove(&target);
+                }
+            }
+        }
+        self.found.remove(&name);
+        self.slices.remove(&name);
+    }
+
+    fn review(&mut self, world: &World, name: &SliceName) {
+        let problems = self.slices.get(name).map(|slice| self.of_slice(world, slice)).unwrap_or_default();
+        if problems.is_empty() {
+            self.found.remove(name);
+        } else {
+            self.found.insert(name.clone(), problems);
+        }
+    }
+
+    /// All that there are now.
+    pub(super) fn problems(&self, world: &World) -> impl Iterator<Item = &Problem> {
+        self.found.values().flatten().chain(self.shared.get_or_init(|| shared_addresses(world)))
+    }
+
+    fn of_slice(&self, world: &World, slice: &EndpointSlice) -> Vec<Problem> {
+        let mut found: Vec<Problem> = Vec::new();
         for (index, endpoint) in slice.endpoints.iter().enumerate() {
             let Some(target) = &endpoint.pod else { continue };
-            let named = || by_name.get(&(target.namespace.as_str(), target.name.as_str())).copied();
-            let pod = match &target.uid {
-                Some(uid) => world.workloads.get(uid),
-                None => named(),
-            };
+            let by_name = || self.pods.get(&(target.namespace.clone(), target.name.clone()));
+            let pod = target.uid.as_ref().or_else(by_name).and_then(|uid| world.workloads.get(uid));
             let of = |field: &str, value: &str, what: String| Problem {
                 level: Level::Warning,
                 object: format!("EndpointSlice/{}/{}", slice.service.namespace, slice.name),
@@ -44,9 +139,8 @@ pub(super) fn problems(world: &World) -> Vec<Problem> {
             let node = endpoint.node.as_deref().filter(|node| *node != pod.node && !pod.node.is_empty());
             found.extend(node.map(|node| of("nodeName", node, format!("{known} is on node {}", pod.node))));
         }
+        found
     }
-    found.extend(shared_addresses(world));
-    found
 }
 
 /// Addresses of an endpoint that its pod does not have. Pods on the node's network have the node's.
