@@ -15,7 +15,7 @@ use reeve_abi::config::CONFIG_UNGUARDED;
 use reeve_abi::conntrack::{self as ct, FlowKey, FlowValue};
 use reeve_abi::decision;
 use reeve_abi::endpoint::{DIRECTION_EGRESS, ENDPOINT_READY};
-use reeve_abi::ids::{DecisionId, IdentityId, WorkloadId};
+use reeve_abi::ids::DecisionId;
 use reeve_abi::mark::KIND_PENDING;
 use reeve_abi::stats;
 
@@ -72,7 +72,8 @@ pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 /// Judges, for the sender in `s.slot`, a packet where it leaves the node or reaches somebody on it; 1: it goes on.
 #[inline(never)]
 pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    let receiver = (s.endpoint.workload, s.endpoint.identity);
+    s.receiver = s.endpoint.workload;
+    s.receiver_identity = s.endpoint.identity;
     match walk::read_endpoint(env, s.slot.ifindex, s) {
         Some(true) if s.endpoint.workload == s.slot.workload => {}
         _ => {
@@ -98,12 +99,12 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             reserved: 0,
         };
     }
-    s.to_itself = u32::from(matches!(hook, Hook::Reached) && receiver.0 == s.slot.workload);
+    s.to_itself = u32::from(matches!(hook, Hook::Reached) && s.receiver == s.slot.workload);
     if let Some(found) = env.flow(&s.key) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
         if let Some(action) = walk::known(env, hook, s, found) {
-            return u32::from(matches!(action, Action::Continue) && group_member(env, hook, s, receiver));
+            return if matches!(action, Action::Continue) { group_member(env, hook, s) } else { 0 };
         }
     }
     if s.packet.fragment == FRAGMENT_LATER {
@@ -111,7 +112,7 @@ pub fn settle<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         walk::refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
         return 0;
     }
-    u32::from(walk::miss(env, hook, s) == 1 && group_member(env, hook, s, receiver))
+    if walk::miss(env, hook, s) == 1 { group_member(env, hook, s) } else { 0 }
 }
 
 /// Whether a packet is for several receivers at once, each of which is judged.
@@ -124,18 +125,27 @@ pub fn to_group(packet: &Packet) -> bool {
 /// Whether the sender may reach the pod that gets a packet to a group as well as the group; others are reached by
 /// address.
 #[inline(always)]
-fn group_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch, receiver: (WorkloadId, IdentityId)) -> bool {
+fn group_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     if !to_group(&s.packet) || !matches!(hook, Hook::Reached) || s.to_itself != 0 {
-        return true;
+        return 1;
     }
-    s.peer = Peer { workload: receiver.0, identity: receiver.1, judged_as: receiver.1, ..Peer::default() };
+    judge_member(env, hook, s)
+}
+
+/// A call of its own: its stack is not there while a new flow is judged.
+#[inline(never)]
+fn judge_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    words::zero(&mut s.peer);
+    s.peer.workload = s.receiver;
+    s.peer.identity = s.receiver_identity;
+    s.peer.judged_as = s.receiver_identity;
     let port = flow::judged_port(&s.packet);
     s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
     if s.ruling.allows() {
-        return true;
+        return 1;
     }
     walk::deny(env, hook, s);
-    false
+    0
 }
 
 /// Drops what comes from a pod and has lost what was noted of it there. It is told if the pod can be made out.

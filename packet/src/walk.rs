@@ -19,7 +19,7 @@ use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{
     DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, EndpointValue,
 };
-use reeve_abi::ids::DecisionId;
+use reeve_abi::ids::{DecisionId, IdentityId, WorkloadId};
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, SlotValue};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_abi::{decision, event, stats};
@@ -75,6 +75,10 @@ pub struct Scratch {
     pub to_itself: u32,
     /// What the packet's first hook noted, where its mark counts.
     pub slot: SlotValue,
+    /// The pod that a pending packet reaches.
+    pub receiver: WorkloadId,
+    /// Its identity.
+    pub receiver_identity: IdentityId,
     /// What the packet's mark counts for: a `KIND_*` or `mark::KIND_LOST`.
     pub carried: u32,
     /// The mark that the packet gets: `KIND_NONE` leaves it alone.
