@@ -5,12 +5,15 @@ use super::{ALLOW_IN, ALLOW_OUT, CLIENT, DENY_IN, FAMILIES, HOST, closed};
 use reeve_abi::config::Config;
 use reeve_abi::decision;
 use reeve_abi::event::{EVENT_DENIED, EVENT_OPENED};
+use reeve_abi::mark::KIND_PENDING;
 use reeve_abi::stats;
 use reeve_packet::env::Hook;
+use reeve_packet::mark;
 use reeve_tests::frames::reading::{Ip, Part, Reading, Upper, read};
 use reeve_tests::frames::{Ends, random};
 use reeve_tests::kernel::Action::{self, Continue, Drop};
 use reeve_tests::kernel::Held;
+use reeve_tests::kernel::Program;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -115,7 +118,11 @@ fn random_frames_get_the_fate_that_their_reading_asks_for() {
         }
         let want = fate_of(reading, [POD.ip(false), POD.ip(true)], hook);
         let by = if hook == Hook::ToPod { world::UPLINK } else { world::POD_DEVICE };
-        let outcome = world.kernel.run(hook, &shaped.frame, world::POD_DEVICE, by).unwrap();
+        let mut outcome = world.kernel.run(hook, &shaped.frame, world::POD_DEVICE, by).unwrap();
+        if mark::read(&Config::DEFAULT, outcome.mark).0 == KIND_PENDING {
+            let (uplink, mark) = (world::UPLINK, outcome.mark);
+            outcome = world.kernel.run_marked(Program::Uplink, &shaped.frame, uplink, by, mark).unwrap();
+        }
         let got = match (&outcome.events[..], outcome.action) {
             ([], action) => Fate::Unrecorded(action),
             ([event], Continue) if event.kind == EVENT_OPENED => {
@@ -220,7 +227,7 @@ fn what_only_looks_like_discovery_is_judged_and_what_is_passes() {
     let from_link = Ends { source: "fe80::2".parse().unwrap(), ..to("ff02::16") };
     world.check_from_pod(&hops(report(&from_link), 1), Continue, None);
     let denied = Some((EVENT_DENIED, world::DENY_OUT));
-    world.check_from_pod(&hops(report(&to("2001:db8::9")), 64), Drop, denied);
+    world.check_from_pod(&hops(report(&POD.to(REMOTE, true)), 64), Drop, denied);
     world.kernel.forget().unwrap();
     let target = |kind: u8, address: IpAddr| {
         let IpAddr::V6(address) = address else { panic!("discovery is of IPv6") };
@@ -228,7 +235,7 @@ fn what_only_looks_like_discovery_is_judged_and_what_is_passes() {
     };
     let solicit = |ends: &Ends, about| hops(ends.other(58, &target(135, about)), 255);
     world.check_from_pod(&solicit(&POD.to(HOST, true), HOST.ip(true)), Continue, None);
-    world.check_from_pod(&solicit(&POD.to(WORLD, true), WORLD.ip(true)), Drop, denied);
+    world.check_from_pod(&solicit(&POD.to(REMOTE, true), REMOTE.ip(true)), Drop, denied);
     world.kernel.forget().unwrap();
     let forged = Some((EVENT_DENIED, decision::FORGED_NEIGHBOUR));
     let unspecified = Ends { source: "::".parse().unwrap(), ..to("ff02::1:ff00:3") };
