@@ -235,7 +235,7 @@ fn what_only_looks_like_discovery_is_judged_and_what_is_passes() {
     };
     let solicit = |ends: &Ends, about| hops(ends.other(58, &target(135, about)), 255);
     world.check_from_pod(&solicit(&POD.to(HOST, true), HOST.ip(true)), Continue, None);
-    world.check_from_pod(&solicit(&POD.to(REMOTE, true), REMOTE.ip(true)), Drop, denied);
+    world.check_out(&solicit(&POD.to(WORLD, true), WORLD.ip(true)), Drop, denied);
     world.kernel.forget().unwrap();
     let forged = Some((EVENT_DENIED, decision::FORGED_NEIGHBOUR));
     let unspecified = Ends { source: "::".parse().unwrap(), ..to("ff02::1:ff00:3") };
