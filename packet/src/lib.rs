@@ -10,6 +10,7 @@
 
 pub mod env;
 pub mod flow;
+mod fragment;
 #[cfg(test)]
 mod host;
 pub mod judge;

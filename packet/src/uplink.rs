@@ -6,11 +6,12 @@
 
 use crate::env::{Action, Env, Hook};
 use crate::flow;
+use crate::fragment::ports_of_fragment;
 use crate::judge;
 use crate::mark::{self, KIND_LOST};
 use crate::parse::{self, ETHERNET_BYTES, FRAGMENT_LATER, Kind};
 use crate::pending;
-use crate::walk::{self, Scratch};
+use crate::walk::Scratch;
 use crate::words;
 use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
@@ -113,7 +114,7 @@ fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Co
     }
     if s.packet.fragment != 0
         && matches!(hook, Hook::Uplink)
-        && let Some(reason) = walk::ports_of_fragment(env, hook, s)
+        && let Some(reason) = ports_of_fragment(env, hook, s)
     {
         return pending::refuse_sender(env, hook, s, reason);
     }

@@ -5,16 +5,17 @@
 
 use crate::env::{Action, Env, Hook};
 use crate::flow;
+use crate::fragment::ports_of_fragment;
 use crate::judge::{self, Peer, Ruling};
 use crate::mark::{self, KIND_LOST};
 use crate::neighbour::{self, Finding};
-use crate::parse::{self, FRAGMENT_FIRST, FRAGMENT_LATER, Kind, Packet};
+use crate::parse::{self, FRAGMENT_LATER, Kind, Packet};
 use crate::pending;
 use crate::tell;
 use crate::words::{copy, zero};
 use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{
     DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, EndpointValue,
@@ -239,57 +240,6 @@ fn discovered<E: Env>(env: &E, hook: Hook, s: &mut Scratch, finding: Finding) ->
     env.count(stats::FORGED_NEIGHBOUR);
     s.key = FlowKey { workload: s.endpoint.workload, remote: s.packet.destination, ports: 0, protocol: 0 };
     refuse(env, hook, s, decision::FORGED_NEIGHBOUR)
-}
-
-/// Fills in the ports of a later fragment, or remembers those of a first one; else why it is to be denied.
-#[inline(always)]
-pub(crate) fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Option<DecisionId> {
-    let p = &mut s.packet;
-    let side = match hook {
-        Hook::FromPod => ct::KEY_FROM_POD,
-        Hook::ToPod | Hook::Reached => ct::KEY_TO_POD,
-        Hook::Uplink | Hook::HostIn => ct::KEY_LEAVING,
-    };
-    let key = FragmentKey {
-        source: p.source,
-        destination: p.destination,
-        identification: p.identification,
-        protocol: side | if p.v6 == 1 { 0 } else { u32::from(p.protocol) },
-    };
-    if p.fragment == FRAGMENT_FIRST {
-        let value = FragmentValue {
-            // An ICMP query's identifier stands where the ports would.
-            ports: u32::from(p.source_port) << 16 | u32::from(p.destination_port | p.icmp_id),
-            kind: u32::from(p.protocol) << 16 | u32::from(p.icmp_type) << 8 | u32::from(p.icmp_code),
-            seen_ns: s.now_ns,
-            first_end: p.fragment_edge,
-            reserved: 0,
-        };
-        if !env.put_fragment(&key, &value) {
-            env.count(stats::FRAGMENTS_LOST);
-        }
-        return None;
-    }
-    debug_assert!(p.fragment == FRAGMENT_LATER);
-    let Some(found) = env.fragment(&key) else { return Some(decision::UNKNOWN_FRAGMENT) };
-    // The kernel itself gives up reassembly after 30 s (IPv4) or 60 s (IPv6).
-    if s.now_ns.saturating_sub(found.seen_ns) > 60 * reeve_abi::config::SECOND_NS {
-        return Some(decision::UNKNOWN_FRAGMENT);
-    }
-    if p.fragment_edge < found.first_end {
-        env.count(stats::MALFORMED);
-        return Some(decision::MALFORMED_PACKET); // it would write over the header that was judged
-    }
-    p.protocol = (found.kind >> 16 & 0xff) as u8;
-    if p.is_icmp() {
-        p.icmp_id = (found.ports & 0xffff) as u16;
-    } else {
-        p.source_port = (found.ports >> 16) as u16;
-        p.destination_port = (found.ports & 0xffff) as u16;
-    }
-    p.icmp_type = (found.kind >> 8 & 0xff) as u8;
-    p.icmp_code = (found.kind & 0xff) as u8;
-    None
 }
 
 /// Whether an ICMP error quotes a live, allowed flow of this pod.
