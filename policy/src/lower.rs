@@ -11,6 +11,7 @@ mod node;
 mod pod;
 mod reader;
 mod service_account;
+mod tunnel;
 
 use crate::model::{DefaultDecider, Labels, Level, NamespaceMatch, Node, Policy, PolicyKind, PolicyRef, Problem};
 use crate::model::{Rules, Selector, ServiceAccountMatch, Tier, Workload, WorkloadSelector};
