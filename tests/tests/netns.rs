@@ -13,6 +13,8 @@ mod nodes;
 mod numbers;
 #[path = "netns/origin.rs"]
 mod origin;
+#[path = "netns/packets.rs"]
+mod packets;
 #[path = "netns/reach.rs"]
 mod reach;
 
