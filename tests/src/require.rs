@@ -13,6 +13,8 @@ pub enum Capability {
     Bpf,
     /// Network namespaces can be made with iproute2.
     Netns,
+    /// nftables and iptables are installed.
+    Nat,
     /// A cgroup2 hierarchy is mounted.
     Cgroup,
     /// The agent's program was built.
@@ -26,6 +28,7 @@ impl Capability {
             Self::Root => "root",
             Self::Bpf => "bpf",
             Self::Netns => "netns",
+            Self::Nat => "nat",
             Self::Cgroup => "cgroup",
             Self::Agent => "agent",
         }
@@ -46,6 +49,10 @@ pub fn available(capability: Capability) -> Result<(), String> {
             available(Capability::Root)?;
             good(crate::lab::ip_program().is_some(), "iproute2 is not installed")
         }
+        Capability::Nat => match crate::lab::rules_programs() {
+            Ok(()) => Ok(()),
+            Err(missing) => Err(format!("{missing} is not installed")),
+        },
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
     }

@@ -7,6 +7,8 @@ mod changes;
 mod input;
 #[path = "netns/life.rs"]
 mod life;
+#[path = "netns/nodes.rs"]
+mod nodes;
 #[path = "netns/numbers.rs"]
 mod numbers;
 #[path = "netns/origin.rs"]
