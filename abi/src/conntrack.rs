@@ -137,6 +137,10 @@ pub struct FragmentValue {
     pub kind: u32,
     /// When the first fragment came, ns.
     pub seen_ns: u64,
+    /// Where the first fragment ends, in bytes of what was fragmented: a later one that begins before overlaps it.
+    pub first_end: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
 
-crate::pin_size!(FlowKey = 32, FlowValue = 160, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);
+crate::pin_size!(FlowKey = 32, FlowValue = 160, DeniedValue = 88, FragmentKey = 40, FragmentValue = 24);

@@ -84,7 +84,7 @@ fn run(name: &str, text: &str) {
     let nodes = Nodes::new(&changes);
     let world = nodes.first().world();
     let pods: BTreeMap<&str, IpAddr> =
-        world.workloads.values().map(|pod| (pod.name.as_str(), pod.addresses[0])).collect();
+        world.workloads.values().filter_map(|pod| Some((pod.name.as_str(), *pod.addresses.first()?))).collect();
     let mut missing: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
     for from in pods.keys() {
         for to in pods.keys().filter(|to| *to != from) {

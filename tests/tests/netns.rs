@@ -11,6 +11,8 @@ mod life;
 mod numbers;
 #[path = "netns/origin.rs"]
 mod origin;
+#[path = "netns/packets.rs"]
+mod packets;
 #[path = "netns/reach.rs"]
 mod reach;
 

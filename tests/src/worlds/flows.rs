@@ -110,7 +110,7 @@ fn traffic(rng: &mut Rng, v4: bool) -> (u8, u16) {
         65..82 => (17, port),
         82..90 => (132, port),
         // Echo requests, and a message that asks nothing.
-        90..97 if v4 => (1, *rng.choice(&[8 << 8, 9 << 8]).expect("not empty")),
+        90..97 if v4 => (1, *rng.choice(&[8 << 8, 40 << 8]).expect("not empty")),
         90..97 => (58, *rng.choice(&[128 << 8, 200 << 8]).expect("not empty")),
         _ => (47, 0),
     }
