@@ -26,8 +26,6 @@ pub const KEY_TO_POD: u32 = 1 << 9;
 
 /// In [`FragmentKey::protocol`]: seen as it left the node.
 pub const KEY_LEAVING: u32 = 1 << 10;
-/// In [`FragmentKey::protocol`]: seen as a local process got it.
-pub const KEY_TO_HOST: u32 = 1 << 11;
 
 /// Map `FLOWS`: value. Written by the programs; the agent deletes what has expired.
 #[repr(C, align(8))]

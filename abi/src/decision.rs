@@ -39,8 +39,10 @@ fixed! {
     INCONSISTENT_STATE = 22, "inconsistentState";
     /// Deny: the peer's address is unknown while some address could not be stored.
     ADDRESSES_INCOMPLETE = 23, "addressesIncomplete";
+    /// Deny: several pods claim an address of this flow, so it is nobody's.
+    CONTESTED_ADDRESS = 26, "contestedAddress";
     /// Deny: the flow could not be stored, so its replies could not be told.
     FLOW_TABLE_FULL = 25, "flowTableFull";
     /// Deny: it comes from a pod's device, and what was noted of it there is gone.
-    MARK_LOST = 26, "markLost";
+    MARK_LOST = 27, "markLost";
 }

@@ -39,9 +39,7 @@ impl Env for Kernel {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         // SAFETY: `into` has N bytes; the helper copies from linear and paged parts alike, or fails whole.
-        unsafe {
-            generated::bpf_skb_load_bytes(self.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0
-        }
+        unsafe { generated::bpf_skb_load_bytes(self.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32) == 0 }
     }
     #[inline(always)]
     fn frame_bytes(&self) -> u32 {

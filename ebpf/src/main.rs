@@ -7,14 +7,14 @@
 mod kernel;
 mod maps;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use kernel::Kernel;
 use reeve_packet::env::{Action, Hook};
-use reeve_packet::walk::{self, Scratch};
 use reeve_packet::uplink;
+use reeve_packet::walk::{self, Scratch};
 
 /// TC ingress of a pod's host-side device: what the pod sends.
 #[classifier]

@@ -1,15 +1,17 @@
 //! What leaves and enters the node by devices that are no pod's, and what local processes receive.
 //!
 //! Invariant: nothing is dropped here but what a pod sent: on the verdict of its egress, or because that cannot be
-//! told any more.
+//! told any more. The program for local processes runs for those in pods too, where interfaces have other numbers: what
+//! it drops without a valid slot shows by its addresses that it is the node's.
 
 use crate::env::{Action, Env, Hook};
 use crate::flow;
-use crate::judge::Peer;
+use crate::judge::{self, Peer};
 use crate::mark::{self, KIND_LOST};
 use crate::parse::{self, ETHERNET_BYTES, FRAGMENT_LATER, Kind};
 use crate::pending;
 use crate::walk::{self, Rewritten, Scratch};
+use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD};
@@ -101,19 +103,32 @@ fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Co
     s.to_itself = 0;
     match parse::behind(env, header, &mut s.packet) {
         Kind::Ip => {}
+        // Sockets get nothing else; what is not read there is no pending packet of a pod.
+        Kind::Arp | Kind::NotIp | Kind::Malformed if matches!(hook, Hook::HostIn) => return 1,
         Kind::Arp | Kind::NotIp | Kind::Malformed => {
             env.count(stats::MARK_LOST);
             return 0;
         }
     }
-    if s.packet.fragment != 0 && !walk::ports_of_fragment(env, hook, s) {
+    if s.packet.fragment != 0 && matches!(hook, Hook::Uplink) && !walk::ports_of_fragment(env, hook, s) {
         return pending::refuse_sender(env, hook, s, decision::UNKNOWN_FRAGMENT);
     }
     s.carried = mark::resolve(env, s);
     if s.carried == KIND_PENDING {
         return pending::settle(env, hook, s);
     }
-    if s.carried == KIND_LOST || mark::from_pod(env, env.ingress_ifindex()) {
+    let by = env.ingress_ifindex();
+    let lost = match hook {
+        Hook::HostIn if s.carried == KIND_LOST => judge::peer(env, &s.packet.destination).owner != OWNER_LOCAL_POD,
+        Hook::HostIn => {
+            let source = judge::peer(env, &s.packet.source);
+            source.owner == OWNER_LOCAL_POD
+                && (source.device == by || source.bridge == by)
+                && judge::peer(env, &s.packet.destination).owner == OWNER_HOST
+        }
+        _ => s.carried == KIND_LOST || mark::from_pod(env, by),
+    };
+    if lost {
         return pending::refuse_sender(env, hook, s, decision::MARK_LOST);
     }
     1 // the mark was somebody else's

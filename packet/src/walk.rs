@@ -15,7 +15,9 @@ use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS, EndpointValue};
+use reeve_abi::endpoint::{
+    DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, EndpointValue,
+};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD, SlotValue};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
@@ -172,6 +174,10 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     if s.carried == KIND_LOST {
         return lost(env, hook, s);
     }
+    let contested = if s.packet.v6 == 1 { ENDPOINT_CONTESTED_V6 } else { ENDPOINT_CONTESTED_V4 };
+    if s.endpoint.flags & contested != 0 {
+        return refuse(env, hook, s, decision::CONTESTED_ADDRESS);
+    }
     if matches!(hook, Hook::FromPod) {
         let own = if s.packet.v6 == 1 { s.endpoint.address_v6 } else { s.endpoint.address_v4 };
         if s.packet.source != own || own == Address::default() {
@@ -228,8 +234,7 @@ pub(crate) fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) ->
     let side = match hook {
         Hook::FromPod => ct::KEY_FROM_POD,
         Hook::ToPod | Hook::Reached => ct::KEY_TO_POD,
-        Hook::Uplink => ct::KEY_LEAVING,
-        Hook::HostIn => ct::KEY_TO_HOST,
+        Hook::Uplink | Hook::HostIn => ct::KEY_LEAVING,
     };
     let key = FragmentKey {
         source: p.source,

@@ -96,6 +96,8 @@ impl Uplinks {
             if !self.held.contains_key(ifindex) {
                 match self.attach(loaded, &device.name, *ifindex) {
                     Ok(()) => tracing::info!(interface = device.name, ifindex, "device attached"),
+                    // One that has gone meanwhile needs no program.
+                    Err(_) if !is_there(&device.name, *ifindex) => failed.extend(self.release(*ifindex).err()),
                     Err(error) => failed.push(error),
                 }
             }
@@ -188,6 +190,12 @@ impl Uplinks {
         tracing::info!(cgroup = %cgroup.display(), program = HOST_IN, "cgroup attached");
         Ok(())
     }
+}
+
+/// Whether the interface of that name still has this number.
+fn is_there(name: &str, ifindex: u32) -> bool {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0));
+    socket.is_ok_and(|socket| rustix::net::netdevice::name_to_index(socket, name) == Ok(ifindex))
 }
 
 #[cfg(test)]

@@ -128,8 +128,9 @@ fn a_lost_mark_is_denied_by_name_wherever_the_packet_comes_to() {
     let out = POD.to(WORLD, false).udp(40_000, 53, b"question");
     let marked = pending(&mut world, &out);
     let other = POD.to(WORLD, false).udp(40_000, 53, b"another!");
-    for program in [Program::Uplink, Program::HostIn] {
-        for (frame, mark) in [(&out, 0), (&other, marked)] {
+    let to_host = POD.to(HOST, false).udp(40_000, 53, b"question");
+    for (program, shown) in [(Program::Uplink, &out), (Program::HostIn, &to_host)] {
+        for (frame, mark) in [(shown, 0), (&other, marked)] {
             world.kernel.forget().unwrap();
             let outcome = world.kernel.run_marked(program, frame, UPLINK, POD_DEVICE, mark).unwrap();
             check(&outcome, Drop, Some((EVENT_DENIED, decision::MARK_LOST)));

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 /// Runs nft in the node's namespace.
 fn nft(stage: &Stage, rules: &str) -> String {
     let mut command = Command::new("nft");
-    command.arg(rules).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = stage.node.spawn(&mut command).expect("nft starts").wait_with_output().expect("nft ends");
+    command.arg(rules).stdin(Stdio::null());
+    let output = stage.node.netns().run(|| command.output()).expect("a namespace").expect("nft runs");
     assert!(output.status.success(), "{rules}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -126,7 +126,7 @@ fn uninstall_takes_the_rule_for_devices_away() {
     let mut command = Command::new(reeve_tests::lab::agent_program().expect("a program"));
     command.arg("uninstall").arg("--bpffs").arg(node.bpffs()).arg("--run-dir").arg(node.run_directory());
     command.arg("--state-dir").arg(node.state_directory()).stdin(Stdio::null()).stdout(Stdio::null());
-    assert!(node.spawn(&mut command).expect("started").wait().expect("ended").success());
+    assert!(node.netns().run(|| command.status()).expect("a namespace").expect("it runs").success());
     assert!(!nft(&stage, "list ruleset").contains("table inet reeve"));
     assert_eq!(get(client.netns(), OUTSIDE), Ok(()));
 }

@@ -38,8 +38,8 @@ fn a_pods_packet_without_its_mark_is_lost_wherever_it_comes_to() {
         assert_eq!(world.reaches(POD_DEVICE, &inside, CLIENT_DEVICE), want);
         let lost = if marked { decided(true, 1) } else { decision::MARK_LOST };
         assert_eq!(world.event().decision, lost);
-        let out = POD.to(WORLD, false).udp(1, 2);
         for by_host in [false, true] {
+            let out = POD.to(if by_host { HOST } else { WORLD }, false).udp(1, 2);
             let mut world = open();
             world.pod_emits(&out);
             if !marked {
@@ -53,6 +53,22 @@ fn a_pods_packet_without_its_mark_is_lost_wherever_it_comes_to() {
             assert_eq!(world.host.stat(stats::MARK_LOST), u64::from(!marked));
         }
     }
+}
+
+#[test]
+fn what_processes_in_pods_receive_is_no_business_of_the_nodes() {
+    let mut world = open();
+    // Interfaces have the same numbers there, and no mark came along.
+    for by in [POD_DEVICE, CLIENT_DEVICE] {
+        assert_eq!(world.host_gets(&CLIENT.to(POD, false).udp(1, 2), by), Continue);
+        assert_eq!(world.host_gets(&HOST.to(POD, false).udp(1, 2), by), Continue);
+        // Nor does a mark of the pod's own count.
+        world.host.mark.set(mark::with(&Config::DEFAULT, 0, KIND_PENDING, 9));
+        assert_eq!(world.host_gets(&CLIENT.to(POD, false).udp(1, 2), by), Continue);
+        world.host.mark.set(0);
+    }
+    // Control: the node's own process.
+    assert_eq!(world.host_gets(&CLIENT.to(HOST, false).udp(1, 2), CLIENT_DEVICE), Drop);
 }
 
 #[test]
