@@ -12,6 +12,7 @@ mod pod;
 mod reader;
 mod service;
 mod service_account;
+mod tunnel;
 
 use crate::model::{DefaultDecider, EndpointSlice, Labels, Level, NamespaceMatch, Node, Policy, PolicyKind, PolicyRef};
 use crate::model::{Problem, Rules, Selector, Service, ServiceAccountMatch, Tier, Workload, WorkloadSelector};

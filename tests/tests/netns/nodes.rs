@@ -117,10 +117,7 @@ fn check_process_of_another_node(name: &str, network: Network, shown: [&str; 2])
         let line = cluster.record_between(1, from, to);
         assert_eq!((&line["verdict"], &line["direction"]), (&"deny".into(), &"ingress".into()), "{line}");
         assert!(line["decision"].to_string().contains("web-clients"), "{line}");
-        if network == Network::Flat {
-            // The address of a tunnel stands in no Node's status.
-            assert_eq!(line["source"]["owner"], "node", "{line}");
-        }
+        assert_eq!(line["source"]["owner"], "node", "{line}");
         assert_eq!(get(&second, to), Ok(()), "the own node's process is let in");
     }
     let blocks = shown.map(|address| {
