@@ -3,12 +3,13 @@
 pub mod adopt;
 pub mod attach;
 pub mod discover;
+pub mod grace;
 pub mod load;
 pub mod maps;
 pub mod reconcile;
 mod syscall;
 
-pub use attach::Attachments;
+pub use attach::{Attachments, Mark, Mechanism, Repair};
 pub use load::{Adopted, LoadError, Loaded, Pins};
 pub use maps::{MapError, Maps, Table};
 

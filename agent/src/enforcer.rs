@@ -3,7 +3,9 @@
 //! Invariant: nothing in the kernel changes before every file has been read once; an endpoint's row stands before its
 //! programs are attached; a device whose pod is gone stays closed until the device goes.
 
-use crate::config::Config;
+use crate::config::{Attach, Config};
+use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
+use crate::datapath::attach::{self, Mechanism};
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
@@ -15,6 +17,7 @@ use anyhow::Context;
 use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
+use reeve_abi::stats;
 use reeve_policy::engine::Engine;
 use reeve_policy::image::EndpointImage;
 use reeve_policy::limits::Limits;
@@ -69,6 +72,11 @@ pub struct Enforcer {
     metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
     adopt_first: bool,
+    /// What is known of the time before this agent.
+    missed: Missed,
+    boot: String,
+    telling: bool,
+    checkpoint_file: CheckpointFile,
 }
 
 impl Enforcer {
@@ -81,13 +89,32 @@ impl Enforcer {
         for map in &loaded.replaced_maps {
             tracing::warn!(map, "a pinned map had another layout; it was moved away");
         }
-        let mut attachments = Attachments::new(Some(&config.link_pins()))?;
+        let mechanism = match config.attach {
+            Attach::Auto => attach::probe(),
+            Attach::Tcx => Mechanism::Tcx,
+            Attach::Clsact => Mechanism::Clsact,
+        };
+        let mut attachments = Attachments::new(Some(&config.link_pins()), mechanism)?;
         let found = adopt::read(&loaded.maps)?;
         let mut interfaces = Interfaces::new();
         let links = Links::read(&handle).await.context("the node's interfaces cannot be listed")?;
         for (workload, ifindex) in &found.interfaces {
             interfaces.extend(links.device(*ifindex).map(|device| (*workload, device)));
         }
+        let checkpoint_file = CheckpointFile::open(&config.checkpoint());
+        let boot = continuity::boot_id().context("the kernel does not say which boot this is")?;
+        let now = Checkpoint {
+            boot: boot.clone(),
+            edges: loaded.maps.edges.id(),
+            lost: loaded.maps.stats.sum(stats::EDGES_LOST)?,
+            marks: attachments.marks_of_pins()?,
+            ..Checkpoint::default()
+        };
+        let subject = |hook: &str| {
+            let ifindex = attach::parse(Path::new(hook))?.0;
+            found.interfaces.iter().find_map(|(workload, other)| (*other == ifindex).then_some(*workload))
+        };
+        let missed = Missed::between(checkpoint_file.last(), &now, subject);
         let mut loaded = loaded;
         let resumed = attachments.resume(&mut loaded)?;
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
@@ -114,7 +141,44 @@ impl Enforcer {
             handle,
             metrics,
             adopt_first: true,
+            missed,
+            boot,
+            telling: false,
+            checkpoint_file,
         })
+    }
+
+    /// What is known of the time before this agent, which is said once.
+    pub(crate) fn missed(&mut self) -> Missed {
+        let missed = std::mem::take(&mut self.missed);
+        self.metrics.interval(&missed);
+        if missed.is_proven() {
+            tracing::info!("every packet since the last agent was counted: the same links, programs and maps stand");
+        } else {
+            let (reasons, pods) = (missed.reasons.join("; "), missed.unproven.len());
+            tracing::warn!(reasons, pods, "nothing proves that every packet since the last agent was counted");
+        }
+        missed
+    }
+
+    /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
+    pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
+        self.telling = telling;
+        let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;
+        let checkpoint = Checkpoint {
+            boot: self.boot.clone(),
+            edges: self.loaded.maps.edges.id(),
+            lost,
+            marks: self.attachments.marks(&mut self.loaded)?,
+            revision: self.revision(),
+            telling,
+        };
+        self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")
+    }
+
+    /// Whether the rows of the maps that traffic fills were counted after that moment.
+    pub(crate) fn counted_since(&self, moment: Instant) -> bool {
+        self.counted_at.is_some_and(|at| at > moment)
     }
 
     /// The dictionary that records are named from.
@@ -136,6 +200,11 @@ impl Enforcer {
             self.reasons = reasons;
         }
         self.count_traffic_rows();
+        if self.active > 0
+            && let Err(error) = self.checkpoint(self.telling)
+        {
+            tracing::error!(error = format!("{error:#}"), "the next agent will not be able to prove what it missed");
+        }
         self.metrics.observe(self);
     }
 

@@ -6,6 +6,7 @@
 mod admin;
 mod answers;
 pub mod config;
+pub mod continuity;
 pub mod datapath;
 pub mod dictionary;
 pub mod enforcer;
@@ -15,3 +16,4 @@ pub mod run;
 mod sweep;
 pub mod uninstall;
 pub mod watch;
+pub mod windows;

@@ -1,5 +1,6 @@
 //! Prometheus metrics; docs/metrics.md explains each.
 
+use crate::continuity::Missed;
 use crate::enforcer::Enforcer;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +8,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::stats;
+use reeve_flow::record::Flag;
 use reeve_policy::model::Level;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -45,6 +48,9 @@ pub struct Metrics {
     pub verdicts: Family<VerdictLabels, Counter>,
     pub flow_events: Family<StateLabels, Counter>,
     pub records_lost: Counter,
+    pub windows: Family<StateLabels, Counter>,
+    pub window_rows: Family<StateLabels, Counter>,
+    pub intervals: Family<StateLabels, Counter>,
     pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
     pub endpoints: Family<StateLabels, Gauge>,
     pub problems: Family<StateLabels, Gauge>,
@@ -66,6 +72,9 @@ impl Default for Metrics {
             verdicts: Family::default(),
             flow_events: Family::default(),
             records_lost: Counter::default(),
+            windows: Family::default(),
+            window_rows: Family::default(),
+            intervals: Family::default(),
             datapath_packets: Family::default(),
             endpoints: Family::default(),
             problems: Family::default(),
@@ -82,6 +91,9 @@ impl Default for Metrics {
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
         registry.register("flow_events", "Flow events read from the kernel", metrics.flow_events.clone());
         registry.register("records_lost", "Records that a sink could not take", metrics.records_lost.clone());
+        registry.register("windows", "Windows of exact counts that ended", metrics.windows.clone());
+        registry.register("window_rows", "Rows of windows told", metrics.window_rows.clone());
+        registry.register("intervals", "Intervals between two agents", metrics.intervals.clone());
         registry.register(
             "datapath_packets",
             "Packets and losses counted in the kernel",
@@ -120,6 +132,25 @@ impl Metrics {
     /// A change took this long to compile.
     pub(crate) fn compiled(&self, took: Duration) {
         self.compile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A window ended for this cause and is told by these rows.
+    pub(crate) fn window_ended(&self, cause: &str, rows: &[(EdgeKey, EdgeValue, Vec<Flag>)]) {
+        self.windows.get_or_create(&state(cause)).inc();
+        for (_, _, flags) in rows {
+            let proven = match flags.first() {
+                Some(Flag::Backfilled) => "backfilled",
+                Some(Flag::Unproven) => "unproven",
+                _ => "live",
+            };
+            self.window_rows.get_or_create(&state(proven)).inc();
+        }
+    }
+
+    /// The time before this agent is, or is not, proven to have been counted whole.
+    pub(crate) fn interval(&self, missed: &Missed) {
+        let proven = if missed.is_proven() { "proven" } else { "unproven" };
+        self.intervals.get_or_create(&state(proven)).inc();
     }
 
     /// Takes the enforcer's state over.

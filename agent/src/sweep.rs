@@ -1,4 +1,4 @@
-//! Ends flows that have been idle for longer than their protocol allows, and drains `EDGES` in windows.
+//! Ends flows that have been idle for longer than their protocol allows.
 
 use crate::enforcer::Enforcer;
 use crate::records::{Made, monotonic_ns};
@@ -8,31 +8,10 @@ use reeve_abi::conntrack::{FlowKey, FlowValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::{EVENT_CLOSED, Event, HOOK_FROM_POD, HOOK_TO_POD};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
-use reeve_flow::aggregate;
 use reeve_packet::flow;
-use std::collections::BTreeMap;
 use tokio::sync::mpsc::UnboundedSender;
 
 impl Enforcer {
-    /// Lets the programs write into the other bank of `EDGES`; the one they leave can be drained once every program
-    /// that still saw it as theirs has ended.
-    pub fn flip_edges(&self) -> anyhow::Result<()> {
-        let maps = &self.loaded.maps;
-        let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
-        maps.config.put(&0, &Config { edges_bank: config.edges_bank ^ 1, ..config })?;
-        Ok(())
-    }
-
-    /// Takes out the bank that the programs have left.
-    pub fn drain_edges(&self) -> anyhow::Result<BTreeMap<EdgeKey, EdgeValue>> {
-        let maps = &self.loaded.maps;
-        let bank = maps.config.get(&0)?.unwrap_or(Config::DEFAULT).edges_bank;
-        let rows: Vec<_> = maps.edges.read()?.into_iter().filter(|(key, _)| key.kind >> 16 & 1 != bank).collect();
-        let keys: Vec<EdgeKey> = rows.iter().map(|(key, _)| *key).collect();
-        maps.edges.delete_many(&keys)?;
-        Ok(aggregate::merged(rows))
-    }
-
     /// Removes expired flows and sends an event for each that was allowed.
     pub fn sweep(&self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
         let maps = &self.loaded.maps;
@@ -50,7 +29,7 @@ impl Enforcer {
             }
             // What the programs had not flushed yet is told as a window of its own, so that sums stay exact.
             if let Some((edge, rest)) = unflushed(&key, &value, protocol) {
-                let _ = closed.send(Made::Window(edge, rest));
+                let _ = closed.send(Made::Rest(edge, rest));
             }
             ended.push(key);
         }

@@ -1,6 +1,7 @@
 //! Takes enforcement off this node: the only thing that does. Removes what the agent made, by name, and nothing else.
 
 use crate::config::Config;
+use crate::datapath::attach;
 use crate::datapath::maps::PINNED;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,7 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     let mut removed = Vec::new();
     let (links, maps) = (config.link_pins(), config.map_pins());
     for path in entries(&links)? {
-        let link = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
-        if link.is_some_and(|(ifindex, side)| ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to")) {
+        if attach::parse(&path).is_some() {
             file(path, &mut removed)?;
         }
     }
@@ -30,7 +30,9 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
         file(maps.join(name), &mut removed)?;
         file(maps.join(format!("{name}-replaced")), &mut removed)?;
     }
-    for path in [config.dictionary(), config.run_dir.join("agent.sock"), config.run_dir.join("lock")] {
+    for path in
+        [config.dictionary(), config.checkpoint(), config.run_dir.join("agent.sock"), config.run_dir.join("lock")]
+    {
         file(path, &mut removed)?;
     }
     for directory in [links, maps, config.bpffs.join("reeve/v1"), config.bpffs.join("reeve")] {

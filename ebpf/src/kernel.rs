@@ -142,6 +142,14 @@ impl Env for Kernel<'_> {
         maps::EDGES.insert(key, value, BPF_NOEXIST).is_ok()
     }
     #[inline(always)]
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>> {
+        maps::OVERFLOW.get_ptr_mut(key).and_then(NonNull::new)
+    }
+    #[inline(always)]
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
+        maps::OVERFLOW.insert(key, value, BPF_NOEXIST).is_ok()
+    }
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
         // SAFETY: copied at once.
         unsafe { maps::FRAGMENTS.get(key) }.copied()

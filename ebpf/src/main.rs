@@ -26,6 +26,12 @@ pub fn reeve_to_pod(ctx: TcContext) -> i32 {
     judge(&ctx, Hook::ToPod)
 }
 
+/// Drops everything: stands at a hook while the others are put in order there, or where there is no room to judge.
+#[classifier]
+pub fn reeve_hold(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
 #[inline(always)]
 fn judge(ctx: &TcContext, hook: Hook) -> i32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT };

@@ -48,6 +48,10 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_
 /// Exact counts.
 #[map]
 pub static EDGES: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// Exact counts of what `EDGES` has no room for: a row per endpoint, direction, verdict and decision. Preallocated, so
+/// that the room is there when memory is short.
+#[map]
+pub static OVERFLOW: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(8_192, 0);
 /// What happened, for user space.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);

@@ -218,6 +218,7 @@ pub fn side_text(side: &Side) -> String {
         Owner::Contested => "contested",
         Owner::Network => "network",
         Owner::World => "world",
+        Owner::Various => "various",
         Owner::Unknown => "unknown",
     };
     match (workload, address) {
@@ -266,6 +267,9 @@ fn notes(record: &FlowRecord) -> String {
             Flag::PickedUp => "picked up in the middle".to_owned(),
             Flag::RateLimited(more) => format!("{more} more since the last record"),
             Flag::Backfilled => "backfilled".to_owned(),
+            Flag::Unproven => "unproven".to_owned(),
+            Flag::MayRepeat => "may have been told before".to_owned(),
+            Flag::Overflowed => "peers not told apart".to_owned(),
             Flag::Truncated => "path truncated".to_owned(),
             Flag::StaleIdentity => "stale identity".to_owned(),
         });

@@ -56,6 +56,10 @@ pub trait Env {
     fn edge(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>>;
     /// Writes an edge row that is not there yet; false if it is there or there is no room.
     fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool;
+    /// Reserved row for counts that `EDGES` has no room for.
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>>;
+    /// Writes a reserved row that is not there yet; false if it is there or there is no room.
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool;
     /// Ports of a fragmented packet.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue>;
     /// Remembers the ports of a fragmented packet.

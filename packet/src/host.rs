@@ -93,6 +93,7 @@ pub(crate) struct Host {
     pub(crate) flows: Table<FlowKey, FlowValue>,
     pub(crate) denied: Table<FlowKey, DeniedValue>,
     pub(crate) edges: Table<EdgeKey, EdgeValue>,
+    pub(crate) overflow: Table<EdgeKey, EdgeValue>,
     pub(crate) fragments: RefCell<HashMap<FragmentKey, FragmentValue>>,
     pub(crate) events: RefCell<Vec<Event>>,
     pub(crate) stats: RefCell<Vec<u64>>,
@@ -120,6 +121,7 @@ impl Host {
             flows: Table::new(),
             denied: Table::new(),
             edges: Table::new(),
+            overflow: Table::new(),
             fragments: RefCell::default(),
             events: RefCell::default(),
             stats: RefCell::new(vec![0; stats::COUNT as usize]),
@@ -221,6 +223,12 @@ impl Env for Host {
     }
     fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
         self.edges.get(key).is_none() && self.edges.put(key, value)
+    }
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>> {
+        self.overflow.get(key)
+    }
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
+        self.overflow.get(key).is_none() && self.overflow.put(key, value)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
         self.fragments.borrow().get(key).copied()

@@ -13,6 +13,8 @@ mod numbers;
 mod origin;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/windows.rs"]
+mod windows;
 
 use reeve_tests::require::{Capability, skip_unless};
 

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub const FROM_POD: &str = "reeve_from_pod";
 /// Program at TC egress of a pod's host-side device.
 pub const TO_POD: &str = "reeve_to_pod";
+/// Program that drops everything, for the moment in which the others are put in order.
+pub const HOLD: &str = "reeve_hold";
 
 /// Loading failed.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +121,7 @@ impl Loaded {
             }
         }
         let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
-        for name in [FROM_POD, TO_POD] {
+        for name in [FROM_POD, TO_POD, HOLD] {
             classifier(&mut programs, name)?
                 .load()
                 .map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
@@ -224,7 +226,7 @@ fn set_aside_other_abi(directory: &Path, replaced: &mut Vec<&'static str>) -> Re
         return Ok(false);
     }
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(pin_error(&path, "cannot be opened"))?;
-    let config: Table<u32, Config> = Table::new("CONFIG", fd, info.max_entries(), Batches::Unknown);
+    let config: Table<u32, Config> = Table::new("CONFIG", fd, info.id(), info.max_entries(), Batches::Unknown);
     // 0: the agent before us ended between creating the map and writing it.
     let version = config.get(&0)?.map_or(0, |config| config.abi_version);
     if version == reeve_abi::ABI_VERSION || version == 0 {
@@ -263,6 +265,7 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
         flows: table(programs, "FLOWS")?,
         denied: table(programs, "DENIED")?,
         edges: table(programs, "EDGES")?,
+        overflow: table(programs, "OVERFLOW")?,
         fragments: table(programs, "FRAGMENTS")?,
         config: table(programs, "CONFIG")?,
         stats: {
@@ -292,7 +295,7 @@ fn table<K: Pod, V: Pod>(programs: &Ebpf, name: &'static str) -> Result<Table<K,
         Ok(aya::maps::MapType::Hash | aya::maps::MapType::LruHash) => Batches::Known,
         _ => Batches::Unknown,
     };
-    Ok(Table::new(name, clone_fd(data, name)?, info.max_entries(), batches))
+    Ok(Table::new(name, clone_fd(data, name)?, info.id(), info.max_entries(), batches))
 }
 
 fn clone_fd(data: &MapData, name: &'static str) -> Result<std::os::fd::OwnedFd, LoadError> {

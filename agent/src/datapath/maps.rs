@@ -25,6 +25,7 @@ pub const PINNED: &[&str] = &[
     "FLOWS",
     "DENIED",
     "EDGES",
+    "OVERFLOW",
     "FRAGMENTS",
     "STATS",
     "CONFIG",
@@ -60,6 +61,7 @@ impl MapError {
 pub struct Table<K, V> {
     name: &'static str,
     fd: OwnedFd,
+    id: u32,
     capacity: u32,
     batches: Batches,
     types: PhantomData<fn(K) -> V>,
@@ -73,13 +75,18 @@ pub(super) enum Batches {
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
-    pub(super) fn new(name: &'static str, fd: OwnedFd, capacity: u32, batches: Batches) -> Self {
-        Self { name, fd, capacity, batches, types: PhantomData }
+    pub(super) fn new(name: &'static str, fd: OwnedFd, id: u32, capacity: u32, batches: Batches) -> Self {
+        Self { name, fd, id, capacity, batches, types: PhantomData }
     }
 
     /// Map name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The kernel's number of this very map.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// `max_entries` of the map.
@@ -192,6 +199,7 @@ pub struct Maps {
     pub flows: Table<FlowKey, FlowValue>,
     pub denied: Table<FlowKey, DeniedValue>,
     pub edges: Table<EdgeKey, EdgeValue>,
+    pub overflow: Table<EdgeKey, EdgeValue>,
     pub fragments: Table<FragmentKey, FragmentValue>,
     pub config: Table<u32, Config>,
     pub stats: PerCpu,
@@ -211,7 +219,7 @@ pub struct Occupancy {
 impl Maps {
     /// Rows of the maps that the reconciler fills are known to it; these are the ones that only reading tells.
     pub fn traffic_occupancy(&self) -> Result<Vec<Occupancy>, MapError> {
-        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?])
+        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?, occupancy(&self.overflow)?])
     }
 }
 

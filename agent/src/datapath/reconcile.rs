@@ -3,6 +3,7 @@
 //! Invariant: the one writer of `ENDPOINTS`, `ADDRESSES`, `NETWORKS`, `CLASSES`, `PEERS`, `PORTS`, `RANGES` and `CONFIG`.
 
 use super::discover::Device;
+use super::grace::grace;
 use super::maps::{MapError, Maps, Table};
 use bytemuck::Pod;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
@@ -90,18 +91,6 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
 fn is_removal(op: &Op) -> bool {
     use Op::{DeleteAddress, DeleteClass, DeleteNetwork, DeletePeer, DeletePort, DeleteRange};
     matches!(op, DeletePort(_) | DeleteRange(_) | DeletePeer(_) | DeleteClass(_) | DeleteNetwork(_) | DeleteAddress(_))
-}
-
-/// Waits until every program that may still hold an endpoint's old row has ended: what that row refers to goes away
-/// next. `MEMBARRIER_CMD_GLOBAL` waits for a grace period of RCU, under which programs run.
-fn grace() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: takes numbers only.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // A kernel without it (or with isolated CPUs): programs run for microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
 }
 
 /// The kernel's row of an endpoint on an interface.
