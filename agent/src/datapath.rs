@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod attach;
+pub mod conntrack;
 pub mod discover;
 pub mod grace;
 pub mod load;

@@ -12,6 +12,7 @@ use crate::datapath::reconcile::{self, Interfaces};
 use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::seed::TrackedTable;
 use crate::watch::files::Directory;
 use anyhow::Context;
 use reeve_abi::address::OWNER_CONTESTED;
@@ -69,11 +70,14 @@ pub struct Enforcer {
     unwritten: Vec<DictionaryEntry>,
     dictionary: SharedDictionary,
     handle: Handle,
-    metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
     adopt_first: bool,
     /// What is known of the time before this agent.
     missed: Missed,
+    /// Interfaces that were here before this agent and that nobody enforced: what lives on them is not to be cut for
+    /// want of knowing who began.
+    brown_field: BTreeSet<u32>,
     boot: String,
     telling: bool,
     checkpoint_file: CheckpointFile,
@@ -119,7 +123,9 @@ impl Enforcer {
         let resumed = attachments.resume(&mut loaded)?;
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
+        let brown_field = links.indexes().filter(|ifindex| !attachments.is_attached(*ifindex)).collect();
         Ok(Self {
+            brown_field,
             engine: Engine::with_limits(&node, found.revision.0, limits(&loaded.maps)),
             loaded,
             attachments,
@@ -333,8 +339,9 @@ impl Enforcer {
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
+        let mut tracked = TrackedTable::default();
         for (workload, image) in endpoints {
-            if let Err(error) = self.find_interface(&links, workload, &image).await {
+            if let Err(error) = self.find_interface(&links, workload, &image, &mut tracked).await {
                 reasons.push(format!("endpoint {workload}: {error:#}"));
             }
         }
@@ -368,6 +375,7 @@ impl Enforcer {
         links: &Links,
         workload: WorkloadId,
         image: &EndpointImage,
+        tracked: &mut TrackedTable,
     ) -> anyhow::Result<()> {
         let mut place = Place::Nowhere;
         for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
@@ -400,6 +408,9 @@ impl Enforcer {
             if value.workload == workload {
                 self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
+        }
+        if self.brown_field.remove(&device.ifindex) && !self.attachments.is_attached(device.ifindex) {
+            self.seed(workload, image, tracked)?;
         }
         let row = reconcile::endpoint_row(workload, image, device.ifindex);
         self.loaded.maps.endpoints.put(&device.ifindex, &row)?;

@@ -13,6 +13,7 @@ pub mod enforcer;
 pub mod metrics;
 pub mod records;
 pub mod run;
+pub mod seed;
 mod sweep;
 pub mod uninstall;
 pub mod watch;

@@ -51,6 +51,7 @@ pub struct Metrics {
     pub windows: Family<StateLabels, Counter>,
     pub window_rows: Family<StateLabels, Counter>,
     pub intervals: Family<StateLabels, Counter>,
+    pub seeded_flows: Family<StateLabels, Counter>,
     pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
     pub endpoints: Family<StateLabels, Gauge>,
     pub problems: Family<StateLabels, Gauge>,
@@ -75,6 +76,7 @@ impl Default for Metrics {
             windows: Family::default(),
             window_rows: Family::default(),
             intervals: Family::default(),
+            seeded_flows: Family::default(),
             datapath_packets: Family::default(),
             endpoints: Family::default(),
             problems: Family::default(),
@@ -94,6 +96,7 @@ impl Default for Metrics {
         registry.register("windows", "Windows of exact counts that ended", metrics.windows.clone());
         registry.register("window_rows", "Rows of windows told", metrics.window_rows.clone());
         registry.register("intervals", "Intervals between two agents", metrics.intervals.clone());
+        registry.register("seeded_flows", "Flows from before enforcement", metrics.seeded_flows.clone());
         registry.register(
             "datapath_packets",
             "Packets and losses counted in the kernel",
@@ -145,6 +148,11 @@ impl Metrics {
             };
             self.window_rows.get_or_create(&state(proven)).inc();
         }
+    }
+
+    /// Flows from before enforcement were, or could not be, given entries.
+    pub(crate) fn seeded(&self, what: &str, flows: usize) {
+        self.seeded_flows.get_or_create(&state(what)).inc_by(flows as u64);
     }
 
     /// The time before this agent is, or is not, proven to have been counted whole.

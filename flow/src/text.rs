@@ -189,6 +189,7 @@ const fn default_name(default: DefaultDecider) -> &'static str {
         DefaultDecider::Reply => "reply",
         DefaultDecider::RelatedIcmp => "related ICMP",
         DefaultDecider::NeighbourDiscovery => "neighbour discovery",
+        DefaultDecider::EstablishedBefore => "established before enforcement",
         DefaultDecider::MalformedPacket => "malformed packet",
         DefaultDecider::SpoofedSource => "spoofed source",
         DefaultDecider::NotReady => "not ready",

@@ -16,6 +16,9 @@ use reeve_abi::stats;
 #[inline(never)]
 pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
     let (flow, now_ns) = (&s.flow, s.now_ns);
+    if connections == 0 && flow.packets[0] == flow.flushed_packets[0] && flow.packets[1] == flow.flushed_packets[1] {
+        return; // nothing to add
+    }
     s.edge_key = EdgeKey {
         subject: s.endpoint.workload,
         identity: flow.own_identity,

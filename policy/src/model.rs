@@ -353,6 +353,7 @@ pub enum DefaultDecider {
     Reply,
     RelatedIcmp,
     NeighbourDiscovery,
+    EstablishedBefore,
     MalformedPacket,
     SpoofedSource,
     NotReady,

@@ -13,6 +13,8 @@ pub enum Capability {
     Bpf,
     /// Network namespaces can be made with iproute2.
     Netns,
+    /// nftables is installed.
+    Nat,
     /// A cgroup2 hierarchy is mounted.
     Cgroup,
     /// The agent's program was built.
@@ -26,6 +28,7 @@ impl Capability {
             Self::Root => "root",
             Self::Bpf => "bpf",
             Self::Netns => "netns",
+            Self::Nat => "nat",
             Self::Cgroup => "cgroup",
             Self::Agent => "agent",
         }
@@ -45,6 +48,10 @@ pub fn available(capability: Capability) -> Result<(), String> {
         Capability::Netns => {
             available(Capability::Root)?;
             good(crate::lab::ip_program().is_some(), "iproute2 is not installed")
+        }
+        Capability::Nat => {
+            let paths = std::env::var_os("PATH").unwrap_or_default();
+            good(std::env::split_paths(&paths).any(|path| path.join("nft").is_file()), "nft is not installed")
         }
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),

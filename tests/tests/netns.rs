@@ -1,6 +1,8 @@
 //! Real sockets between pods under a running agent: what the socket saw, the records and the oracle agree.
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 
+#[path = "netns/before.rs"]
+mod before;
 #[path = "netns/changes.rs"]
 mod changes;
 #[path = "netns/input.rs"]

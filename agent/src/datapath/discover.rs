@@ -78,6 +78,11 @@ impl Links {
         Some(Device { name: link.name.clone(), ifindex, bridge: if behind_bridge { link.master } else { 0 } })
     }
 
+    /// The indexes of all.
+    pub fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
+    }
+
     /// Whether the interface is there.
     pub fn contains(&self, ifindex: u32) -> bool {
         self.0.contains_key(&ifindex)

@@ -116,6 +116,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
         syscall::update(self.fd(), key, value).map_err(self.failed("update"))
     }
 
+    /// Inserts what is not there yet; what is stays as it is.
+    pub fn put_new(&self, key: &K, value: &V) -> Result<(), MapError> {
+        match syscall::insert(self.fd(), key, value) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result.map_err(self.failed("insert")),
+        }
+    }
+
     /// Deletes; absent is fine.
     pub fn delete(&self, key: &K) -> Result<(), MapError> {
         syscall::delete(self.fd(), key).map_err(self.failed("delete"))
