@@ -30,6 +30,9 @@ pub struct Config {
     pub deny_report_ns: u64,
     /// Least time between two flushes of an active flow's counters into `EDGES`, in ns.
     pub flush_ns: u64,
+    /// 1 while programs of two generations are attached, each with a flow table of its own: a flow that has no entry is
+    /// let through if either orientation is allowed.
+    pub mixed_generations: u64,
 }
 
 impl Config {
@@ -47,10 +50,11 @@ impl Config {
         other_ns: 600 * SECOND_NS,
         deny_report_ns: SECOND_NS,
         flush_ns: SECOND_NS,
+        mixed_generations: 0,
     };
 }
 
 /// One second in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-crate::pin_size!(Config = 88);
+crate::pin_size!(Config = 96);

@@ -16,7 +16,7 @@ pub mod policy;
 pub mod stats;
 
 /// Version of all layouts in this crate; it is kept in the pinned `CONFIG` map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Asserts at compile time that a structure has the size that both sides expect, in bytes.
 macro_rules! pin_size {

@@ -7,6 +7,7 @@ pub mod discover;
 pub mod grace;
 pub mod load;
 pub mod maps;
+pub mod migrate;
 pub mod reconcile;
 mod syscall;
 

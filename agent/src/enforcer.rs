@@ -5,17 +5,19 @@
 
 use crate::config::{Attach, Config};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
-use crate::datapath::attach::{self, Mechanism};
+use crate::datapath::attach::{self, Mechanism, Resumed};
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
-use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
+use crate::datapath::{Adopted, Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::seed::TrackedTable;
+use crate::upgrade::{self, Upgrade};
 use crate::watch::files::Directory;
 use anyhow::Context;
 use reeve_abi::address::OWNER_CONTESTED;
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::stats;
@@ -78,6 +80,10 @@ pub struct Enforcer {
     /// Interfaces that were here before this agent and that nobody enforced: what lives on them is not to be cut for
     /// want of knowing who began.
     brown_field: BTreeSet<u32>,
+    /// What is left to do of taking over from an agent with another layout of maps.
+    pub(crate) upgrade: Option<Upgrade>,
+    /// Counts that are told with the next window.
+    pub(crate) unplaced: Vec<(EdgeKey, EdgeValue)>,
     boot: String,
     telling: bool,
     checkpoint_file: CheckpointFile,
@@ -90,9 +96,7 @@ impl Enforcer {
         let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
         let loaded = Loaded::load(embedded_object(), Pins::Directory(&config.map_pins()), &config.map_entries)?;
-        for map in &loaded.replaced_maps {
-            tracing::warn!(map, "a pinned map had another layout; it was moved away");
-        }
+        let upgrade = upgrade::begin(&loaded, &metrics)?;
         let mechanism = match config.attach {
             Attach::Auto => attach::probe(),
             Attach::Tcx => Mechanism::Tcx,
@@ -107,9 +111,11 @@ impl Enforcer {
         }
         let checkpoint_file = CheckpointFile::open(&config.checkpoint());
         let boot = continuity::boot_id().context("the kernel does not say which boot this is")?;
+        let counted = loaded.aside.iter().find(|map| map.name == "EDGES");
         let now = Checkpoint {
             boot: boot.clone(),
-            edges: loaded.maps.edges.id(),
+            // One that was moved away is told when its last program has been replaced.
+            edges: counted.map_or_else(|| loaded.maps.edges.id(), |map| map.id),
             lost: loaded.maps.stats.sum(stats::EDGES_LOST)?,
             marks: attachments.marks_of_pins()?,
             ..Checkpoint::default()
@@ -120,13 +126,23 @@ impl Enforcer {
         };
         let missed = Missed::between(checkpoint_file.last(), &now, subject);
         let mut loaded = loaded;
-        let resumed = attachments.resume(&mut loaded)?;
+        // Programs of ours would judge by maps that are not filled yet: they are replaced one by one when those are.
+        let rebuilding =
+            upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows || loaded.adopted == Adopted::Nothing);
+        let resumed = if rebuilding { Resumed::default() } else { attachments.resume(&mut loaded)? };
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
-        let brown_field = links.indexes().filter(|ifindex| !attachments.is_attached(*ifindex)).collect();
+        let pinned = if upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows) {
+            BTreeMap::new() // their flows are as unknown as those of pods that nobody enforced
+        } else {
+            attachments.pinned()?
+        };
+        let brown_field = links.indexes().filter(|ifindex| !pinned.contains_key(ifindex)).collect();
+        let last = checkpoint_file.last().map_or(0, |last| last.revision);
+        let revision = found.revision.0.max(last).max(upgrade.as_ref().map_or(0, |upgrade| upgrade.revision));
         Ok(Self {
             brown_field,
-            engine: Engine::with_limits(&node, found.revision.0, limits(&loaded.maps)),
+            engine: Engine::with_limits(&node, revision, limits(&loaded.maps)),
             loaded,
             attachments,
             interfaces,
@@ -148,6 +164,8 @@ impl Enforcer {
             metrics,
             adopt_first: true,
             missed,
+            upgrade,
+            unplaced: Vec::new(),
             boot,
             telling: false,
             checkpoint_file,
@@ -257,6 +275,10 @@ impl Enforcer {
         self.carry_out(&ops)?;
         self.adopt_first = false;
         self.find_interfaces(reasons).await?;
+        if self.upgrade.is_some() && !self.is_resolving() && reasons.is_empty() {
+            let left = self.finish_upgrade()?;
+            self.unplaced.extend(left);
+        }
         if self.is_resolving() {
             reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
         }
@@ -409,12 +431,15 @@ impl Enforcer {
                 self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
         }
-        if self.brown_field.remove(&device.ifindex) && !self.attachments.is_attached(device.ifindex) {
+        let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);
+        if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
             self.seed(workload, image, tracked)?;
         }
         let row = reconcile::endpoint_row(workload, image, device.ifindex);
         self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
-        self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+        if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
+            self.metrics.adopted_links.inc();
+        }
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved
@@ -443,7 +468,7 @@ fn limits(maps: &Maps) -> Limits {
 }
 
 /// A row that lets nothing new through: not ready.
-fn closed(workload: WorkloadId, ifindex: u32) -> EndpointValue {
+pub(crate) fn closed(workload: WorkloadId, ifindex: u32) -> EndpointValue {
     EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, workload, ..EndpointValue::default() }
 }
 

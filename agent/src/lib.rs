@@ -16,5 +16,6 @@ pub mod run;
 pub mod seed;
 mod sweep;
 pub mod uninstall;
+pub mod upgrade;
 pub mod watch;
 pub mod windows;

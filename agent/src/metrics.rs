@@ -40,6 +40,15 @@ pub struct MapLabels {
     pub map: String,
 }
 
+/// What became of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FateLabels {
+    /// As in the program.
+    pub map: String,
+    /// From a set that is closed in the code.
+    pub state: String,
+}
+
 /// All families.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "docs/metrics.md has a row for each")]
@@ -52,6 +61,7 @@ pub struct Metrics {
     pub window_rows: Family<StateLabels, Counter>,
     pub intervals: Family<StateLabels, Counter>,
     pub seeded_flows: Family<StateLabels, Counter>,
+    pub migrated_maps: Family<FateLabels, Counter>,
     pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
     pub endpoints: Family<StateLabels, Gauge>,
     pub problems: Family<StateLabels, Gauge>,
@@ -77,6 +87,7 @@ impl Default for Metrics {
             window_rows: Family::default(),
             intervals: Family::default(),
             seeded_flows: Family::default(),
+            migrated_maps: Family::default(),
             datapath_packets: Family::default(),
             endpoints: Family::default(),
             problems: Family::default(),
@@ -97,6 +108,7 @@ impl Default for Metrics {
         registry.register("window_rows", "Rows of windows told", metrics.window_rows.clone());
         registry.register("intervals", "Intervals between two agents", metrics.intervals.clone());
         registry.register("seeded_flows", "Flows from before enforcement", metrics.seeded_flows.clone());
+        registry.register("migrated_maps", "Maps of another layout found", metrics.migrated_maps.clone());
         registry.register(
             "datapath_packets",
             "Packets and losses counted in the kernel",
@@ -153,6 +165,11 @@ impl Metrics {
     /// Flows from before enforcement were, or could not be, given entries.
     pub(crate) fn seeded(&self, what: &str, flows: usize) {
         self.seeded_flows.get_or_create(&state(what)).inc_by(flows as u64);
+    }
+
+    /// A map of another layout was found, and this became of its content.
+    pub(crate) fn migrated(&self, map: &str, fate: &str) {
+        self.migrated_maps.get_or_create(&FateLabels { map: map.to_owned(), state: fate.to_owned() }).inc();
     }
 
     /// The time before this agent is, or is not, proven to have been counted whole.

@@ -70,6 +70,11 @@ impl Enforcer {
 }
 
 /// Counts of a flow that `EDGES` does not have, as a row of it; none if it has them all.
+pub(crate) fn unflushed_of(key: &FlowKey, value: &FlowValue) -> Option<(EdgeKey, EdgeValue)> {
+    unflushed(key, value, u8::try_from(key.protocol & 0xff).unwrap_or_default())
+}
+
+/// The same, for a protocol that has been read already.
 fn unflushed(key: &FlowKey, value: &FlowValue, protocol: u8) -> Option<(EdgeKey, EdgeValue)> {
     let rest =
         |all: [u64; 2], flushed: [u64; 2]| [all[0].saturating_sub(flushed[0]), all[1].saturating_sub(flushed[1])];

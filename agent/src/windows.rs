@@ -90,6 +90,9 @@ impl Windows {
             return Ok(());
         }
         let cause = if self.missed.is_some() {
+            if enforcer.upgrade.is_some() {
+                return Ok(()); // what was counted before lies in the earlier agent's maps still
+            }
             Cause::Start
         } else if self.begun.elapsed() >= self.every {
             Cause::Time
@@ -135,7 +138,8 @@ impl Windows {
             rows.into_iter().filter(|(key, _)| bank_of(key) == bank).collect()
         };
         let (edges, overflow) = (of_bank(edges), of_bank(overflow));
-        let owed = std::mem::take(&mut self.owed);
+        let mut owed = std::mem::take(&mut self.owed);
+        owed.append(&mut enforcer.unplaced);
         let mut sums = aggregate::merged(edges.iter().chain(&overflow).chain(&owed).copied());
         self.owed = aggregate::owed(&mut sums);
         let flags = |key: &EdgeKey| self.missed.as_ref().map_or_else(Vec::new, |missed| missed.flags(key.subject));

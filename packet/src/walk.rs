@@ -442,7 +442,11 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             || s.packet.is_icmp() && flow::icmp_query(&s.packet) == Some(false);
         if s.packet.protocol == parse::protocol::TCP && answer {
             flags = ct::FLOW_PICKED_UP;
-            if !s.ruling.allows() && s.packet.tcp_flags & parse::tcp::SYN == 0 {
+        }
+        let middle = flags == ct::FLOW_PICKED_UP && s.packet.tcp_flags & parse::tcp::SYN == 0;
+        let mixed = s.config.mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
+        if !s.ruling.allows() && (middle || mixed) {
+            if let Some(opened) = flow::opposite_port(&s.packet) {
                 // Perhaps the middle of a connection that the other side opened.
                 let other = judge::rule(
                     env,
@@ -451,12 +455,15 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
                     s.packet.v6,
                     &s.peer,
                     s.packet.protocol,
-                    s.packet.source_port,
+                    opened,
                 );
                 if other.allows() {
                     s.ruling = other;
                     direction = flow::opposite(direction);
-                    judged = s.packet.source_port;
+                    judged = opened;
+                    if !middle {
+                        env.count(stats::EITHER_ORIENTATION);
+                    }
                 }
             }
         }

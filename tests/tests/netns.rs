@@ -15,6 +15,8 @@ mod numbers;
 mod origin;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/upgrade.rs"]
+mod upgrade;
 #[path = "netns/windows.rs"]
 mod windows;
 

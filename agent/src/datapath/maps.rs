@@ -180,17 +180,32 @@ impl PerCpu {
         Self { fd, cpus }
     }
 
+    /// Adds another map's counters, CPU by CPU, as far as both have them.
+    pub(super) fn add(&self, other: &PerCpu, counters: u32) -> Result<(), MapError> {
+        for index in 0..counters {
+            let (mut ours, theirs) = (self.values(index)?, other.values(index)?);
+            ours.iter_mut().zip(theirs).for_each(|(ours, theirs)| *ours = ours.wrapping_add(theirs));
+            syscall::write(self.fd.as_fd(), &index, bytemuck::cast_slice(&ours), 0).map_err(stats_error("update"))?;
+        }
+        Ok(())
+    }
+
+    /// One counter, CPU by CPU.
+    fn values(&self, index: u32) -> Result<Vec<u64>, MapError> {
+        let mut values = vec![0_u64; self.cpus];
+        syscall::lookup(self.fd.as_fd(), &index, bytemuck::cast_slice_mut(&mut values))
+            .map_err(stats_error("look-up"))?;
+        Ok(values)
+    }
+
     /// Sum over all CPUs of one counter.
     pub fn sum(&self, index: u32) -> Result<u64, MapError> {
-        let mut values = vec![0_u64; self.cpus];
-        syscall::lookup(self.fd.as_fd(), &index, bytemuck::cast_slice_mut(&mut values)).map_err(|source| MapError {
-            map: "STATS",
-            operation: "look-up",
-            capacity: reeve_abi::stats::COUNT,
-            source,
-        })?;
-        Ok(values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value)))
+        Ok(self.values(index)?.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value)))
     }
+}
+
+fn stats_error(operation: &'static str) -> impl FnOnce(io::Error) -> MapError {
+    move |source| MapError { map: "STATS", operation, capacity: reeve_abi::stats::COUNT, source }
 }
 
 /// All maps.

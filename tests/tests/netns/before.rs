@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
-fn skipped() -> bool {
+pub(crate) fn skipped() -> bool {
     crate::skipped() || skip_unless(&[Capability::Nat])
 }
 
 /// Loads rules into the node, which makes its kernel track connections.
-fn rules(stage: &Stage, translations: &str) {
+pub(crate) fn rules(stage: &Stage, translations: &str) {
     let text = format!(
         "table inet lab {{\n chain track {{ type filter hook prerouting priority 0; ct state new counter; }}\n \
          chain translate {{ type nat hook prerouting priority -100; {translations} }}\n}}\n"
@@ -28,7 +28,7 @@ fn rules(stage: &Stage, translations: &str) {
 }
 
 /// `web` is reached by `client` only and begins nothing; nobody may begin anything with `client`.
-fn closed_shop(name: &str) -> (Stage, Pod, Pod, Pod) {
+pub(crate) fn closed_shop(name: &str) -> (Stage, Pod, Pod, Pod) {
     let mut stage = Stage::new(name, Mode::Routed);
     let web = stage.pod("web", &[("app", "web")]);
     let client = stage.pod("client", &[("role", "client")]);
@@ -41,14 +41,14 @@ fn closed_shop(name: &str) -> (Stage, Pod, Pod, Pod) {
     (stage, web, client, guest)
 }
 
-fn bind(pod: &Pod, port: u16) -> UdpSocket {
+pub(crate) fn bind(pod: &Pod, port: u16) -> UdpSocket {
     let socket = pod.netns().run(|| UdpSocket::bind((pod.v4(), port))).expect("entered").expect("bound");
     socket.set_read_timeout(Some(PATIENCE)).expect("set");
     socket
 }
 
 /// Whether a datagram sent from here to there comes through.
-fn passes(from: &UdpSocket, to: &UdpSocket, target: SocketAddr) -> bool {
+pub(crate) fn passes(from: &UdpSocket, to: &UdpSocket, target: SocketAddr) -> bool {
     from.send_to(b"word", target).expect("sent");
     let mut bytes = [0; 16];
     to.recv(&mut bytes).is_ok_and(|length| &bytes[..length] == b"word")

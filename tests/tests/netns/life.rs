@@ -21,13 +21,13 @@ fn run(stage: &Stage, arguments: &[&str]) -> Output {
 }
 
 /// A connection that is used without a pause, until it is asked whether it ever broke.
-struct Flow {
+pub(crate) struct Flow {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64, NoAnswer>>,
 }
 
 impl Flow {
-    fn start(mut connection: Tcp) -> Self {
+    pub(crate) fn start(mut connection: Tcp) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -42,7 +42,7 @@ impl Flow {
     }
 
     #[track_caller]
-    fn check_unbroken(self) {
+    pub(crate) fn check_unbroken(self) {
         self.stop.store(true, Ordering::Relaxed);
         let exchanges = self.thread.join().expect("no panic").expect("no exchange went wrong");
         assert!(exchanges > 100, "{exchanges} exchanges are hardly traffic");

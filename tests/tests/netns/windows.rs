@@ -13,10 +13,10 @@ use std::time::Duration;
 /// Longest wait for a window and its record.
 const WINDOW_PATIENCE: Duration = Duration::from_secs(20);
 /// A port of `web` behind which somebody listens and never answers.
-const SINK: u16 = 9000;
+pub(crate) const SINK: u16 = 9000;
 
 /// `shop` with windows of this length, other settings as in a file, and a sink behind [`SINK`].
-fn windowed(name: &str, seconds: u64, settings: &str) -> (Stage, Pod, Pod, Pod, UdpSocket) {
+pub(crate) fn windowed(name: &str, seconds: u64, settings: &str) -> (Stage, Pod, Pod, Pod, UdpSocket) {
     let mut stage = Stage::new(name, Mode::Routed);
     let web = stage.pod("web", &[("app", "web")]);
     let client = stage.pod("client", &[("role", "client")]);
@@ -35,7 +35,7 @@ fn windowed(name: &str, seconds: u64, settings: &str) -> (Stage, Pod, Pod, Pod, 
 }
 
 /// One datagram from each of these ports, to as many ports as `spread` says; how many left the pod.
-fn datagrams(from: &Pod, to: &Pod, ports: std::ops::Range<u16>, spread: u16) -> u64 {
+pub(crate) fn datagrams(from: &Pod, to: &Pod, ports: std::ops::Range<u16>, spread: u16) -> u64 {
     let (local, remote) = (from.v4(), to.v4());
     let send = move || -> anyhow::Result<u64> {
         let before = dropped()?;
@@ -59,7 +59,7 @@ fn dropped() -> anyhow::Result<u64> {
 
 /// Packets that windows of one subject and direction tell, rows told twice counted once.
 #[derive(Default)]
-struct Sums {
+pub(crate) struct Sums {
     seen: BTreeSet<String>,
     rows: Vec<Value>,
 }
@@ -87,7 +87,7 @@ impl Sums {
 
     /// Waits until the windows tell so many packets, and no more.
     #[track_caller]
-    fn check(&mut self, stage: &mut Stage, what: &str, packets: u64, wanted: impl Fn(&Value) -> bool) {
+    pub(crate) fn check(&mut self, stage: &mut Stage, what: &str, packets: u64, wanted: impl Fn(&Value) -> bool) {
         let found = until(what, WINDOW_PATIENCE, || {
             self.read(stage.records());
             Ok((self.packets(&wanted) >= packets).then_some(()))
@@ -99,7 +99,7 @@ impl Sums {
 }
 
 /// Datagrams to the sink, judged as `web` receives them.
-fn received(verdict: &'static str) -> impl Fn(&Value) -> bool {
+pub(crate) fn received(verdict: &'static str) -> impl Fn(&Value) -> bool {
     move |row| {
         row["direction"] == "ingress"
             && row["destination"]["pod"] == "web"
@@ -118,7 +118,7 @@ fn sent(pod: &'static str) -> impl Fn(&Value) -> bool {
 }
 
 /// A pod that sends all the time, each datagram from a port of its own.
-struct Stream {
+pub(crate) struct Stream {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<u64>,
 }
@@ -127,7 +127,7 @@ struct Stream {
 const PACE: Duration = Duration::from_millis(5);
 
 impl Stream {
-    fn start(from: &Pod, to: &Pod) -> Self {
+    pub(crate) fn start(from: &Pod, to: &Pod) -> Self {
         let (stop, stopped) = mpsc::channel();
         let (from, to) = (from.clone(), to.clone());
         let thread = std::thread::spawn(move || {
@@ -143,7 +143,7 @@ impl Stream {
         Self { stop, thread }
     }
 
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.send(()).expect("it sends until it is told to stop");
         self.thread.join().expect("no panic")
     }
@@ -202,7 +202,7 @@ fn port_scan_that_overflows_the_map_is_counted_whole_and_its_decider_named() {
 }
 
 /// Flags of the rows that tell these datagrams.
-fn flags(sums: &Sums, wanted: impl Fn(&Value) -> bool) -> BTreeSet<String> {
+pub(crate) fn flags(sums: &Sums, wanted: impl Fn(&Value) -> bool) -> BTreeSet<String> {
     sums.rows.iter().filter(|row| wanted(row)).map(|row| row["flags"].to_string()).collect()
 }
 
