@@ -62,6 +62,13 @@ impl Missed {
             if now.marks.get(hook) == Some(mark) {
                 continue;
             }
+            if mark.link == 0 {
+                let what = "clsact filters have no numbers by which to know them again";
+                if !reasons.iter().any(|reason| reason == what) {
+                    reasons.push(what.to_owned());
+                }
+                continue;
+            }
             match subject(hook) {
                 Some(subject) => drop(missed.unproven.insert(subject)),
                 None => reasons.push(format!("what stood at {hook} is gone, and whose it was is not known")),

@@ -5,7 +5,7 @@
 
 use crate::config::{Attach, Config};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
-use crate::datapath::attach::{self, Mechanism, Resumed};
+use crate::datapath::attach::{self, Look, Mechanism, Resumed};
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::{self, Interfaces};
@@ -55,6 +55,8 @@ pub struct Enforcer {
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) file_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
+    /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
+    pub(crate) drift: Vec<Problem>,
     pub(crate) node: String,
     /// The revision that the kernel enforces.
     pub(crate) active: u64,
@@ -71,7 +73,7 @@ pub struct Enforcer {
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,
     dictionary: SharedDictionary,
-    handle: Handle,
+    pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
     adopt_first: bool,
@@ -132,12 +134,12 @@ impl Enforcer {
         let resumed = if rebuilding { Resumed::default() } else { attachments.resume(&mut loaded)? };
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
-        let pinned = if upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows) {
-            BTreeMap::new() // their flows are as unknown as those of pods that nobody enforced
-        } else {
-            attachments.pinned()?
-        };
-        let brown_field = links.indexes().filter(|ifindex| !pinned.contains_key(ifindex)).collect();
+        let mut enforced: BTreeSet<u32> = attachments.pinned()?.into_keys().collect();
+        enforced.extend(loaded.maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex));
+        if upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows) {
+            enforced.clear(); // their flows are as unknown as those of pods that nobody enforced
+        }
+        let brown_field = links.indexes().filter(|ifindex| !enforced.contains(ifindex)).collect();
         let last = checkpoint_file.last().map_or(0, |last| last.revision);
         let revision = found.revision.0.max(last).max(upgrade.as_ref().map_or(0, |upgrade| upgrade.revision));
         Ok(Self {
@@ -150,6 +152,7 @@ impl Enforcer {
             local_addresses: BTreeSet::new(),
             file_problems: Vec::new(),
             problems: Vec::new(),
+            drift: Vec::new(),
             node,
             active: 0,
             waiting: BTreeSet::new(),
@@ -299,7 +302,7 @@ impl Enforcer {
         self.engine.revision().0
     }
 
-    fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
+    pub(crate) fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
         let begun = Instant::now();
         let update = self.engine.apply(changes);
         self.metrics.compiled(begun.elapsed());
@@ -310,7 +313,7 @@ impl Enforcer {
 
     /// Makes entries known: on disk before any map refers to them. What a full disk refuses is tried again with the
     /// next change.
-    fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
+    pub(crate) fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
         let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
         self.unwritten.extend(entries.into_iter().filter(|entry| known.insert(entry)));
         drop(known);
@@ -321,7 +324,7 @@ impl Enforcer {
 
     /// All problems: those of files and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = &Problem> {
-        self.file_problems.iter().chain(&self.problems)
+        self.file_problems.iter().chain(&self.problems).chain(&self.drift)
     }
 
     /// How many problems of a level there are.
@@ -329,7 +332,7 @@ impl Enforcer {
         self.all_problems().filter(|problem| problem.level == level).count()
     }
 
-    fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
+    pub(crate) fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
         // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
         let gone: Vec<WorkloadId> = ops
             .iter()
@@ -358,6 +361,7 @@ impl Enforcer {
             }
         }
         self.interfaces.retain(|_, device| links.contains(device.ifindex));
+        self.check_attached(&links, Look::Quick);
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));

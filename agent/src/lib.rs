@@ -9,6 +9,7 @@ pub mod config;
 pub mod continuity;
 pub mod datapath;
 pub mod dictionary;
+mod drift;
 pub mod enforcer;
 pub mod metrics;
 pub mod records;

@@ -40,6 +40,13 @@ pub struct MapLabels {
     pub map: String,
 }
 
+/// What had drifted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DriftLabels {
+    /// A map's name, or what of a link.
+    pub what: String,
+}
+
 /// What became of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FateLabels {
@@ -62,6 +69,8 @@ pub struct Metrics {
     pub intervals: Family<StateLabels, Counter>,
     pub seeded_flows: Family<StateLabels, Counter>,
     pub migrated_maps: Family<FateLabels, Counter>,
+    pub drift: Family<DriftLabels, Counter>,
+    pub attestations: Counter,
     pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
     pub endpoints: Family<StateLabels, Gauge>,
     pub problems: Family<StateLabels, Gauge>,
@@ -88,6 +97,8 @@ impl Default for Metrics {
             intervals: Family::default(),
             seeded_flows: Family::default(),
             migrated_maps: Family::default(),
+            drift: Family::default(),
+            attestations: Counter::default(),
             datapath_packets: Family::default(),
             endpoints: Family::default(),
             problems: Family::default(),
@@ -109,6 +120,8 @@ impl Default for Metrics {
         registry.register("intervals", "Intervals between two agents", metrics.intervals.clone());
         registry.register("seeded_flows", "Flows from before enforcement", metrics.seeded_flows.clone());
         registry.register("migrated_maps", "Maps of another layout found", metrics.migrated_maps.clone());
+        registry.register("drift", "Found otherwise in the kernel and put right", metrics.drift.clone());
+        registry.register("attestations", "Comparisons of the kernel with the image", metrics.attestations.clone());
         registry.register(
             "datapath_packets",
             "Packets and losses counted in the kernel",
@@ -170,6 +183,11 @@ impl Metrics {
     /// A map of another layout was found, and this became of its content.
     pub(crate) fn migrated(&self, map: &str, fate: &str) {
         self.migrated_maps.get_or_create(&FateLabels { map: map.to_owned(), state: fate.to_owned() }).inc();
+    }
+
+    /// So many things were found otherwise in the kernel than they should be.
+    pub(crate) fn drifted(&self, what: &str, count: usize) {
+        self.drift.get_or_create(&DriftLabels { what: what.to_owned() }).inc_by(count as u64);
     }
 
     /// The time before this agent is, or is not, proven to have been counted whole.

@@ -90,6 +90,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let window = Duration::from_secs(config.window_seconds);
     let mut look_at_window = tokio::time::interval(WINDOW_LOOK);
+    let between = Duration::from_secs(config.attest_interval);
+    let mut attest = tokio::time::interval_at(tokio::time::Instant::now() + between, between);
     let missed = enforcer.missed();
     let mut windows = Windows::new(window, missed, closed.clone(), Arc::clone(&metrics));
     // What the last agent left is told before this one changes anything.
@@ -113,6 +115,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             written = windows.written() => {
                 report(windows.finish(&mut enforcer, written), "counts that were told could not be deleted");
+                continue;
+            }
+            _ = attest.tick() => {
+                report(enforcer.attest().await, "what is in the kernel could not be compared");
                 continue;
             }
             _ = terminate.recv() => break,

@@ -5,8 +5,14 @@
 mod before;
 #[path = "netns/changes.rs"]
 mod changes;
+#[path = "netns/clsact.rs"]
+mod clsact;
+#[path = "netns/drift.rs"]
+mod drift;
 #[path = "netns/input.rs"]
 mod input;
+#[path = "netns/interfaces.rs"]
+mod interfaces;
 #[path = "netns/life.rs"]
 mod life;
 #[path = "netns/numbers.rs"]

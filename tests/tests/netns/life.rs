@@ -1,6 +1,6 @@
 //! The agent's life: killed, stopped, started again, started twice, uninstalled.
 
-use reeve_tests::lab::{AgentOptions, Mode, agent_program, until};
+use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
 use reeve_tests::stage::{Stage, WEB, get, shop};
 use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Tcp};
 use std::net::SocketAddr;
@@ -10,8 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// `shop` with an agent that is started with these arguments.
+pub(crate) fn shop_with(name: &str, arguments: &[&str]) -> (Stage, Pod, Pod, Pod) {
+    let mut stage = Stage::new(name, Mode::Routed);
+    let web = stage.pod("web", &[("app", "web")]);
+    let client = stage.pod("client", &[("role", "client")]);
+    let guest = stage.pod("guest", &[]);
+    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    stage.start_with(AgentOptions { arguments, ..AgentOptions::default() });
+    (stage, web, client, guest)
+}
+
 /// Runs the agent's program to its end, with the node's directories.
-fn run(stage: &Stage, arguments: &[&str]) -> Output {
+pub(crate) fn run(stage: &Stage, arguments: &[&str]) -> Output {
     let node = &stage.node;
     let mut command = Command::new(agent_program().expect("a program"));
     command.args(arguments).arg("--bpffs").arg(node.bpffs()).arg("--run-dir").arg(node.run_directory());
