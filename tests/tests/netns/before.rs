@@ -23,7 +23,7 @@ pub(crate) fn rules(stage: &Stage, translations: &str) {
     std::fs::write(&path, text).expect("written");
     let mut nft = Command::new("nft");
     nft.arg("-f").arg(path).stdin(Stdio::null());
-    let status = stage.node.spawn(&mut nft).expect("started").wait().expect("ended");
+    let status = stage.node.netns().run(|| nft.status()).expect("entered").expect("ran");
     assert!(status.success(), "{status}");
 }
 

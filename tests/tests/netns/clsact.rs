@@ -16,8 +16,8 @@ const TCX: [&str; 2] = ["--attach", "tcx"];
 /// Our filters at one side of a pod's device.
 fn filters(stage: &Stage, pod: &Pod, side: &str) -> usize {
     let mut tc = Command::new("tc");
-    tc.args(["filter", "show", "dev", pod.host_side(), side]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let output = stage.node.spawn(&mut tc).expect("started").wait_with_output().expect("ended");
+    tc.args(["filter", "show", "dev", pod.host_side(), side]).stdin(Stdio::null());
+    let output = stage.node.netns().run(|| tc.output()).expect("entered").expect("ran");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     shown.lines().filter(|line| line.contains("reeve_") && line.contains("direct-action")).count()
 }
