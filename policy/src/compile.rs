@@ -1,99 +1,347 @@
-//! A world's facts and policies, as the image that one node's kernel should hold.
+//! Facts and policies as the image that one node's kernel should hold, kept up to date change by change.
 //!
-//! Invariant: the result depends on the world alone. Numbers are hashes of content, so a row never changes its meaning:
-//! it is there or it is not.
+//! Invariant: the image depends on the world alone, not on how it came about. Numbers are hashes of content, so a row never
+//! changes its meaning: it is there or it is not. A step costs in proportion to what it touches.
 
-mod addresses;
+mod claims;
+mod classes;
+mod identities;
+mod matching;
+mod pods;
 mod rows;
 mod subject;
 
+use crate::delta::{Delta, set};
 use crate::identity::{Prefixes, Reads};
-use crate::image::{EndpointImage, Image, mapped, position};
-use crate::model::{Decision, DefaultDecider, Direction, Family, Peer, PortMatch, Problem, Verdict, World};
+use crate::image::{EndpointImage, Image, mapped, position, truncate};
+use crate::model::{Direction, Family, Policy, World};
+use crate::plan::Shows;
 use crate::provenance::{DictionaryEntry, Identity, IdentityKind, WorkloadName, workload_id};
+use crate::store::Touched;
+use claims::{Claims, Owner};
+use classes::{Classes, Output, Pending};
+use identities::Identities;
 use ipnet::IpNet;
-use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
-use reeve_abi::ids::{ClassId, IDENTITY_CONTESTED, IDENTITY_WORLD, IdentityId, PolicyNumber, Revision};
-use reeve_abi::policy::{ClassValue, PeerKey};
-use rows::Row;
+use pods::Pods;
+use reeve_abi::address::{
+    Address, AddressValue, NetworkKey, NetworkValue, OWNER_CONTESTED, OWNER_HOST, OWNER_LOCAL_POD, OWNER_NODE,
+    OWNER_REMOTE_POD,
+};
+use reeve_abi::ids::{IdentityId, PolicyNumber, Revision, WorkloadId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use subject::{Applied, content_number};
+use subject::{Applied, Prepared};
 
-/// What compiling gives.
+/// What a step did besides the image.
 #[derive(Clone, Debug, Default)]
-pub struct Compiled {
-    /// What the maps should hold; revisions are 0.
-    pub image: Image,
-    /// What its numbers stand for.
-    pub entries: Vec<DictionaryEntry>,
-    /// What cannot be honoured.
-    pub problems: Vec<Problem>,
+pub(crate) struct Stepped {
+    /// What was in the image before.
+    pub(crate) delta: Delta,
+    /// What numbers that came into use stand for; some may have been told before.
+    pub(crate) entries: Vec<DictionaryEntry>,
 }
 
-/// Rows compiled before, by the content that they depend on.
+/// The compiler's state: the image, and what it takes to change it in small steps.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    node: String,
+    /// What the maps should hold. A step keeps revisions and gives new endpoints revision 0.
+    pub(crate) image: Image,
+    reads: Reads,
+    prefixes: Prefixes,
+    pods: Pods,
+    claims: Claims,
+    identities: Identities,
+    prepared: Prepared,
+    classes: Classes,
+}
+
+/// What a step has to look at again.
 #[derive(Debug, Default)]
-pub struct RowCache {
-    rows: HashMap<RowKey, Arc<Row>>,
+struct Unsettled {
+    addresses: BTreeSet<IpAddr>,
+    /// Pods by UID whose identity may be another one.
+    pods: BTreeSet<String>,
+    /// Pods by UID that may be endpoints.
+    endpoints: BTreeSet<String>,
 }
 
-/// Policy, the rules whose peers match (by position), and the named ports that they read.
-type RowKey = (PolicyNumber, Vec<usize>, Vec<(String, u8, u16)>);
+/// Two contents with one number would be a collision of 64 bits of SHA-256: then the agent stops rather than let one
+/// stand for the other, and what the kernel has goes on being enforced.
+fn same<K: std::fmt::Debug, V: PartialEq + ?Sized>(number: K, held: &V, content: &V) {
+    assert!(held == content, "two contents have the number {number:?}");
+}
 
-/// Compiles a world, whole.
-pub fn compile(world: &World, cache: &mut RowCache) -> Compiled {
-    let reads = Reads::of(world.tiers.iter().flat_map(|(_, policies)| policies).map(Arc::as_ref));
-    let prefixes = Prefixes::new(reads.networks());
-    let owners = addresses::owners(world, &reads, &prefixes);
-    let mut out = Compiled::default();
-
-    let mut identities: BTreeMap<IdentityId, Identity> = BTreeMap::new();
-    for (address, owned) in &owners.addresses {
-        let identity = owned.identity.id();
-        intern(&mut identities, identity, owned.identity.clone());
-        let value = AddressValue { identity, workload: owned.workload, owner: owned.owner, ..AddressValue::default() };
-        out.image.addresses.insert(*address, value);
+impl Compiler {
+    /// The compiler of an empty world.
+    pub(crate) fn new(node: &str) -> Self {
+        let mut identities = Identities::new();
+        let mut classes = Classes::default();
+        let mut image = Image::default();
+        let (mut delta, mut entries) = (Delta::default(), Vec::new());
+        let mut out = Output { image: &mut image, delta: &mut delta, entries: &mut entries };
+        let changed = identities.take_changes();
+        classes.settle(Pending::default(), &identities, changed, &mut out);
+        Self {
+            node: node.to_owned(),
+            image,
+            reads: Reads::default(),
+            prefixes: Prefixes::default(),
+            pods: Pods::new(node),
+            claims: Claims::default(),
+            identities,
+            prepared: Prepared::default(),
+            classes,
+        }
     }
-    networks(reads.networks(), &prefixes, &mut out.image, &mut identities);
-    let world_identity = Identity::bare(IdentityKind::World, BTreeSet::new());
-    identities.insert(IDENTITY_WORLD, world_identity);
 
-    let live = endpoints(world, &reads, &prefixes, &owners, &mut out.image, &mut identities);
-    rows_of(&live, &identities, cache, &mut out);
+    /// The compiler of a world, with what there is to tell about it.
+    pub(crate) fn of(world: &World) -> (Self, Vec<DictionaryEntry>) {
+        let mut compiler = Self::new(&world.node);
+        let workloads = world.workloads.values();
+        let workloads = workloads.map(|after| Touched::Workload { before: None, after: Some(Arc::clone(after)) });
+        let nodes = world.nodes.values().map(|after| Touched::Node { before: None, after: Some(Arc::clone(after)) });
+        let policies = world.tiers.iter().flat_map(|(_, policies)| policies);
+        let policies = policies.map(|after| Touched::Policy { before: None, after: Some(Arc::clone(after)) });
+        let local = Touched::LocalAddresses { before: BTreeSet::new(), after: world.local_addresses.clone() };
+        let touched: Vec<Touched> = workloads.chain(nodes).chain(policies).chain([local]).collect();
+        let stepped = compiler.step(world, &touched);
+        (compiler, stepped.entries)
+    }
 
-    out.entries.extend(identities.into_iter().map(|(id, identity)| DictionaryEntry::Identity { id, identity }));
-    for workload in world.workloads.values().filter(|w| addresses::claims(w)) {
-        let name = WorkloadName {
-            uid: workload.uid.clone(),
-            namespace: workload.namespace.clone(),
-            name: workload.name.clone(),
-            node: workload.node.clone(),
+    /// How many addresses and prefixes show each identity.
+    pub(crate) fn shows(&self) -> &Shows {
+        &self.identities.shows
+    }
+
+    /// Brings the image in line with the world as it is now; `touched` is what has changed in it since, in order.
+    pub(crate) fn step(&mut self, world: &World, touched: &[Touched]) -> Stepped {
+        let mut out = Stepped::default();
+        let mut unsettled = Unsettled::default();
+        self.read(touched, &mut unsettled, &mut out.delta);
+        for touch in touched {
+            self.take(world, touch, &mut unsettled, &mut out.entries);
+        }
+        for uid in std::mem::take(&mut unsettled.pods) {
+            if self.pods.identify(&uid, &self.reads, world) {
+                let pod = self.pods.get(&uid).expect("it was identified");
+                unsettled.addresses.extend(pod.workload.addresses.iter().copied());
+                unsettled.endpoints.insert(uid);
+            }
+        }
+        for address in std::mem::take(&mut unsettled.addresses) {
+            self.settle_address(address, &mut unsettled, &mut out.delta);
+        }
+        self.affected(touched, &mut unsettled);
+        let mut pending = Pending::default();
+        self.settle_endpoints(world, &unsettled.endpoints, &mut pending, &mut out.delta);
+        let changed = self.identities.take_changes();
+        out.entries.extend(changed.iter().filter_map(|id| self.identities.entry(*id)));
+        let mut output = Output { image: &mut self.image, delta: &mut out.delta, entries: &mut out.entries };
+        self.classes.settle(pending, &self.identities, changed, &mut output);
+        out.delta.settle(&self.image);
+        out
+    }
+
+    /// Learns what policies read now.
+    fn read(&mut self, touched: &[Touched], unsettled: &mut Unsettled, delta: &mut Delta) {
+        let befores = touched.iter().filter_map(|touch| policies(touch).0);
+        let afters = touched.iter().filter_map(|touch| policies(touch).1);
+        for policy in befores.clone().chain(afters.clone()) {
+            self.prepared.forget(policy);
+        }
+        let flipped = self.reads.replace(befores, afters);
+        unsettled.pods.extend(self.pods.showing(&flipped).cloned());
+        if flipped.networks.is_empty() {
+            return;
+        }
+        self.prefixes = Prefixes::new(self.reads.networks());
+        for net in &flipped.networks {
+            unsettled.addresses.extend(self.claims.between(net.network(), net.broadcast()));
+        }
+        self.settle_networks(delta);
+    }
+
+    /// Takes in one fact.
+    fn take(&mut self, world: &World, touch: &Touched, unsettled: &mut Unsettled, entries: &mut Vec<DictionaryEntry>) {
+        match touch {
+            Touched::Workload { before, after } => {
+                let Some(either) = after.as_ref().or(before.as_ref()) else { return };
+                self.pods.replace(&either.uid, after.as_ref(), &self.reads, world);
+                unsettled.addresses.extend(self.claims.replace_pod(before.as_deref(), after.as_deref()));
+                unsettled.pods.insert(either.uid.clone());
+                unsettled.endpoints.insert(either.uid.clone());
+                entries.extend(after.iter().filter(|workload| claims::claims(workload)).map(|workload| {
+                    let name = WorkloadName {
+                        uid: workload.uid.clone(),
+                        namespace: workload.namespace.clone(),
+                        name: workload.name.clone(),
+                        node: workload.node.clone(),
+                    };
+                    DictionaryEntry::Workload { id: workload_id(&workload.uid), workload: name }
+                }));
+            }
+            Touched::Namespace { name, .. } => unsettled.pods.extend(self.pods.in_namespace(name).cloned()),
+            Touched::ServiceAccount { namespace, name, .. } => {
+                unsettled.pods.extend(self.pods.of_account(namespace, name).cloned());
+            }
+            Touched::Node { before, after } => {
+                unsettled.addresses.extend(self.claims.replace_node(before.as_deref(), after.as_deref()));
+            }
+            Touched::LocalAddresses { after, .. } => unsettled.addresses.extend(self.claims.replace_local(after)),
+            Touched::Policy { .. } | Touched::Tiers => {}
+        }
+    }
+
+    /// Settles who owns an address, and as what it is seen.
+    fn settle_address(&mut self, address: IpAddr, unsettled: &mut Unsettled, delta: &mut Delta) {
+        let prefixes = || self.prefixes.containing(address, if address.is_ipv4() { 32 } else { 128 });
+        let owner = self.claims.owner(address, &self.pods, &self.node);
+        let bare = |kind| Some(Identity::bare(kind, prefixes()));
+        let (identity, workload, kind) = match &owner {
+            Owner::Nobody => (None, WorkloadId(0), 0),
+            Owner::Contested => {
+                let identity = Identity::bare(IdentityKind::Contested, BTreeSet::new());
+                (Some(identity), WorkloadId(0), OWNER_CONTESTED)
+            }
+            Owner::Host => (bare(IdentityKind::Host), WorkloadId(0), OWNER_HOST),
+            Owner::Node => (bare(IdentityKind::Node), WorkloadId(0), OWNER_NODE),
+            Owner::Pod(uid) => {
+                let pod = self.pods.get(uid).expect("claimants are known");
+                let kind = if self.pods.is_local(pod) { OWNER_LOCAL_POD } else { OWNER_REMOTE_POD };
+                (Some(Identity { networks: prefixes(), ..pod.bare.clone() }), workload_id(uid), kind)
+            }
         };
-        out.entries.push(DictionaryEntry::Workload { id: workload_id(&workload.uid), workload: name });
+        let key = mapped(address);
+        let before = self.image.addresses.get(&key).copied();
+        let identity = identity.map(|identity| self.identities.show(identity));
+        let after =
+            identity.map(|identity| AddressValue { identity, workload, owner: kind, ..AddressValue::default() });
+        if let Some(before) = before {
+            self.identities.hide(before.identity);
+        }
+        set(&mut self.image.addresses, &mut delta.addresses, key, after);
+        if before == after {
+            return;
+        }
+        unsettled.endpoints.extend(self.claims.claimants(address).cloned());
     }
-    out
+
+    /// Settles which prefixes are stored, and as what addresses in them are seen.
+    fn settle_networks(&mut self, delta: &mut Delta) {
+        let wanted = networks(self.reads.networks(), &self.prefixes);
+        let gone = self.image.networks.keys().filter(|key| !wanted.contains_key(key)).copied();
+        for key in gone.collect::<Vec<_>>() {
+            self.identities.hide(self.image.networks[&key].identity);
+            set(&mut self.image.networks, &mut delta.networks, key, None);
+        }
+        for (key, identity) in wanted {
+            let identity = self.identities.show(identity);
+            if let Some(before) = self.image.networks.get(&key) {
+                self.identities.hide(before.identity);
+            }
+            set(&mut self.image.networks, &mut delta.networks, key, Some(NetworkValue { identity }));
+        }
+    }
+
+    /// Adds the endpoints that changed policies select, or did.
+    fn affected(&self, touched: &[Touched], unsettled: &mut Unsettled) {
+        let tiers = touched.iter().any(|touch| matches!(touch, Touched::Tiers));
+        let changed: Vec<&Policy> =
+            touched.iter().flat_map(|touch| <[_; 2]>::from(policies(touch))).flatten().collect();
+        if !tiers && changed.is_empty() {
+            return;
+        }
+        // Pods that are seen otherwise than before are looked at again anyway.
+        let selected = |uid: &&String| {
+            let pod = self.pods.get(uid).expect("local pods are known");
+            tiers || changed.iter().any(|policy| pod.bare.is_selected(&policy.subject))
+        };
+        unsettled.endpoints.extend(self.pods.local().filter(selected).cloned());
+    }
+
+    fn settle_endpoints(&mut self, world: &World, uids: &BTreeSet<String>, pending: &mut Pending, delta: &mut Delta) {
+        // Pods that policies see alike share the work.
+        let mut known: HashMap<(IdentityId, Direction, Family), Option<(PolicyNumber, Arc<Applied>)>> = HashMap::new();
+        for uid in uids {
+            let id = workload_id(uid);
+            let before = self.image.endpoints.get(&id).copied();
+            let after = self.endpoint(world, uid, &mut known);
+            if let Some((endpoint, shown, _)) = &after {
+                same(id, &endpoint.identity, &self.identities.hold(shown.clone()));
+            }
+            for (number, applied) in after.iter().flat_map(|(_, _, held)| held).flatten() {
+                self.classes.hold(*number, applied, pending);
+            }
+            if let Some(before) = before {
+                self.identities.release(before.identity);
+                for number in before.policies.iter().filter(|number| number.0 != 0) {
+                    self.classes.release(*number, pending);
+                }
+            }
+            let revision = before.map_or(Revision(0), |before| before.revision);
+            let after = after.map(|(endpoint, ..)| EndpointImage { revision, ..endpoint });
+            set(&mut self.image.endpoints, &mut delta.endpoints, id, after);
+        }
+    }
+
+    /// A local pod's endpoint, its identity and its policies.
+    #[allow(clippy::type_complexity, reason = "said once, taken apart at once")]
+    fn endpoint(
+        &mut self,
+        world: &World,
+        uid: &str,
+        known: &mut HashMap<(IdentityId, Direction, Family), Option<(PolicyNumber, Arc<Applied>)>>,
+    ) -> Option<(EndpointImage, Identity, Vec<Option<(PolicyNumber, Arc<Applied>)>>)> {
+        let pod = self.pods.get(uid).filter(|pod| self.pods.is_local(pod))?;
+        let own: BTreeSet<IpAddr> = pod.workload.addresses.iter().copied().collect();
+        let owned = |address: &&IpAddr| matches!(self.claims.owner(**address, &self.pods, &self.node), Owner::Pod(owner) if owner == uid);
+        let own: Vec<IpAddr> = own.iter().filter(owned).copied().collect();
+        let mut endpoint = EndpointImage { ready: true, ..EndpointImage::default() };
+        let mut shown = None;
+        let mut held = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let address = own.iter().find(|address| address.is_ipv4() == (family == Family::V4));
+            let mut identity = pod.bare.clone();
+            if let Some(address) = address {
+                identity.networks = self.prefixes.containing(*address, if address.is_ipv4() { 32 } else { 128 });
+                shown.get_or_insert_with(|| identity.clone());
+                match address {
+                    IpAddr::V4(_) => endpoint.address_v4 = mapped(*address),
+                    IpAddr::V6(_) => endpoint.address_v6 = mapped(*address),
+                }
+            }
+            let id = identity.id();
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let applied = known.entry((id, direction, family)).or_insert_with(|| {
+                    Applied::of(world, &identity, direction, family, &mut self.prepared)
+                        .map(|applied| (applied.number(), Arc::new(applied)))
+                });
+                endpoint.policies[position(direction, family)] =
+                    applied.as_ref().map_or(PolicyNumber(0), |(number, _)| *number);
+                held.push(applied.clone());
+            }
+        }
+        let shown = shown.unwrap_or_else(|| pod.bare.clone());
+        endpoint.identity = shown.id();
+        Some((endpoint, shown, held))
+    }
 }
 
-/// Gives content its number. Two contents with one number would be a collision of 64 bits of SHA-256: then the agent
-/// stops rather than let one stand for the other, and what the kernel has goes on being enforced.
-fn intern<K: Ord + Copy + std::fmt::Debug, V: PartialEq>(numbered: &mut BTreeMap<K, V>, number: K, content: V) {
-    let held = numbered.get(&number);
-    assert!(held.is_none_or(|held| *held == content), "two contents have the number {number:?}");
-    if held.is_none() {
-        numbered.insert(number, content);
+/// The policies before and after a touch.
+fn policies(touch: &Touched) -> (Option<&Policy>, Option<&Policy>) {
+    match touch {
+        Touched::Policy { before, after } => (before.as_deref(), after.as_deref()),
+        _ => (None, None),
     }
 }
 
 /// IPv4 as a part of the mapped address space.
 const V4_SPACE: NetworkKey = NetworkKey { prefix_bits: 96, address: Address::v4([0; 4]) };
 
-fn networks(
-    named: &BTreeSet<IpNet>,
-    prefixes: &Prefixes,
-    image: &mut Image,
-    identities: &mut BTreeMap<IdentityId, Identity>,
-) {
+fn networks<'a>(named: impl IntoIterator<Item = &'a IpNet>, prefixes: &Prefixes) -> BTreeMap<NetworkKey, Identity> {
+    let mut found = BTreeMap::new();
     let mut covered = false;
     for net in named {
         let length = u32::from(net.prefix_len());
@@ -103,154 +351,14 @@ fn networks(
             continue;
         }
         let prefix_bits = if matches!(net, IpNet::V4(_)) { length + 96 } else { length };
-        let v4_space = crate::image::truncate(V4_SPACE.address, prefix_bits);
+        let v4_space = truncate(V4_SPACE.address, prefix_bits);
         covered |= matches!(net, IpNet::V6(_)) && prefix_bits <= 96 && v4_space == address;
         let identity = Identity::bare(IdentityKind::Network, prefixes.containing(net.addr(), net.prefix_len()));
-        let id = identity.id();
-        intern(identities, id, identity);
-        image.networks.insert(NetworkKey { prefix_bits, address }, NetworkValue { identity: id });
+        found.insert(NetworkKey { prefix_bits, address }, identity);
     }
     if covered {
-        image.networks.entry(V4_SPACE).or_insert(NetworkValue { identity: IDENTITY_WORLD });
+        let world = Identity::bare(IdentityKind::World, BTreeSet::new());
+        found.entry(V4_SPACE).or_insert(world);
     }
-}
-
-fn endpoints(
-    world: &World,
-    reads: &Reads,
-    prefixes: &Prefixes,
-    owners: &addresses::Owners,
-    image: &mut Image,
-    identities: &mut BTreeMap<IdentityId, Identity>,
-) -> BTreeMap<PolicyNumber, Applied> {
-    let mut live = BTreeMap::new();
-    // Pods that policies see alike share the work.
-    let mut known: HashMap<(Identity, Direction, Family), PolicyNumber> = HashMap::new();
-    for workload in world.workloads.values().filter(|w| w.node == world.node && addresses::claims(w)) {
-        let bare = reads.pod(world, workload);
-        let own = owners.own.get(&workload.uid).map_or(&[][..], Vec::as_slice);
-        let mut endpoint = EndpointImage { revision: Revision(0), ready: true, ..EndpointImage::default() };
-        let mut shown = None;
-        for family in [Family::V4, Family::V6] {
-            let address = own.iter().find(|a| a.is_ipv4() == (family == Family::V4));
-            let mut identity = bare.clone();
-            if let Some(address) = address {
-                let bits = if address.is_ipv4() { 32 } else { 128 };
-                identity.networks = prefixes.containing(*address, bits);
-                shown.get_or_insert_with(|| identity.clone());
-                match address {
-                    IpAddr::V4(_) => endpoint.address_v4 = mapped(*address),
-                    IpAddr::V6(_) => endpoint.address_v6 = mapped(*address),
-                }
-            }
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let number = *known.entry((identity.clone(), direction, family)).or_insert_with(|| {
-                    Applied::of(world, &identity, direction, family).map_or(PolicyNumber(0), |applied| {
-                        let number = applied.number();
-                        intern(&mut live, number, applied);
-                        number
-                    })
-                });
-                endpoint.policies[position(direction, family)] = number;
-            }
-        }
-        let shown = shown.unwrap_or(bare);
-        endpoint.identity = shown.id();
-        intern(identities, endpoint.identity, shown);
-        image.endpoints.insert(workload_id(&workload.uid), endpoint);
-    }
-    live
-}
-
-/// Gives each identity its class, and each policy a row per class that it treats apart.
-fn rows_of(
-    live: &BTreeMap<PolicyNumber, Applied>,
-    identities: &BTreeMap<IdentityId, Identity>,
-    cache: &mut RowCache,
-    out: &mut Compiled,
-) {
-    let peers: BTreeSet<&Peer> =
-        live.values().flat_map(Applied::rules).flat_map(|rule| rule.peers.iter().flatten()).collect();
-    let names: BTreeSet<&str> = live
-        .values()
-        .flat_map(Applied::rules)
-        .flat_map(|rule| rule.traffic.any_of.iter().flatten().chain(&rule.traffic.none_of))
-        .filter_map(|one| if let PortMatch::Named(name) = &one.ports { Some(name.as_str()) } else { None })
-        .collect();
-    let numbers: HashMap<&Peer, u64> = peers.iter().map(|peer| (*peer, content_number("peer", peer))).collect();
-    let mut classes: BTreeMap<ClassId, (BTreeSet<&Peer>, Identity)> = BTreeMap::new();
-    classes.insert(ClassId(0), (BTreeSet::new(), Identity::bare(IdentityKind::World, BTreeSet::new())));
-    for (id, identity) in identities {
-        let class = if *id == IDENTITY_CONTESTED {
-            ClassId(content_number("class", &"contested"))
-        } else {
-            let matched: BTreeSet<&Peer> = peers.iter().copied().filter(|peer| identity.is_peer(peer)).collect();
-            let mut ports = identity.ports.clone();
-            ports.retain(|port| names.contains(port.name.as_str()));
-            if matched.is_empty() && ports.is_empty() {
-                continue;
-            }
-            let sorted: BTreeSet<u64> = matched.iter().map(|peer| numbers[peer]).collect();
-            let class = ClassId(content_number("class", &(sorted, &ports)));
-            let ports_only = Identity { ports, ..Identity::bare(IdentityKind::Pod, BTreeSet::new()) };
-            intern(&mut classes, class, (matched, ports_only));
-            class
-        };
-        out.image.classes.insert(*id, ClassValue { class });
-    }
-
-    let mut used: Vec<Arc<Row>> = Vec::new();
-    let contested = Arc::new(rows::single(Decision::bare(Verdict::Deny, DefaultDecider::ContestedAddress)));
-    let contested_class = out.image.classes.get(&IDENTITY_CONTESTED).map(|value| value.class);
-    for (number, applied) in live {
-        let all: Vec<_> = applied.rules().collect();
-        let reads_names = all.iter().any(|rule| {
-            let mut traffic = rule.traffic.any_of.iter().flatten().chain(&rule.traffic.none_of);
-            traffic.any(|one| matches!(one.ports, PortMatch::Named(_)))
-        });
-        let mut default = None;
-        // Class 0 is the first: the others stand only where they differ from it.
-        for (class, (matched, identity)) in &classes {
-            let rules: Vec<usize> = all
-                .iter()
-                .enumerate()
-                .filter(|(_, rule)| {
-                    rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|peer| matched.contains(peer)))
-                })
-                .map(|(at, _)| at)
-                .collect();
-            let ports = if reads_names { &identity.ports } else { &BTreeSet::new() };
-            let ports = ports.iter().map(|port| (port.name.clone(), port.protocol, port.port)).collect();
-            let row = cache
-                .rows
-                .entry((*number, rules, ports))
-                .or_insert_with_key(|(_, rules, _)| Arc::new(rows::compile(applied, rules, identity)));
-            if default.as_ref() == Some(&row.value) {
-                continue;
-            }
-            default.get_or_insert(row.value);
-            out.image.peers.insert(PeerKey { policy: *number, class: *class }, row.value);
-            used.push(Arc::clone(row));
-        }
-        if let Some(class) = contested_class {
-            out.image.peers.insert(PeerKey { policy: *number, class }, contested.value);
-            used.push(Arc::clone(&contested));
-        }
-    }
-    cache.rows.retain(|(number, _, _), _| live.contains_key(number));
-    let mut decisions: BTreeMap<_, Arc<Decision>> = BTreeMap::new();
-    let mut tables = BTreeMap::new();
-    for row in &used {
-        if row.value.table.0 != 0 {
-            intern(&mut tables, row.value.table, (&row.ports, &row.ranges));
-        }
-        out.image.ports.extend(row.ports.iter().copied());
-        out.image.ranges.extend(row.ranges.iter().copied());
-        for decision in &row.decisions {
-            intern(&mut decisions, decision.id(), Arc::clone(decision));
-        }
-    }
-    out.entries.extend(
-        decisions.into_iter().map(|(id, decision)| DictionaryEntry::Decision { id, decision: (*decision).clone() }),
-    );
+    found
 }

@@ -1,14 +1,15 @@
 //! One synchronous step: changes in, an update out. No clock, no IO.
 
-use crate::compile::RowCache;
-use crate::image::Image;
-use crate::limits::{self, Limits};
+use crate::compile::Compiler;
+use crate::delta::{Delta, Past, set};
+use crate::image::{EndpointImage, Image};
+use crate::limits::{self, Limits, Refused};
 use crate::model::{Problem, World};
-use crate::plan::{Op, transition};
+use crate::plan::{self, Op, transition};
 use crate::provenance::{Dictionary, DictionaryEntry};
-use crate::store::{Change, Store};
-use reeve_abi::ids::{IdentityId, Revision};
-use std::collections::BTreeMap;
+use crate::store::{Change, Store, Touched};
+use reeve_abi::ids::{IdentityId, Revision, WorkloadId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a set of changes leads to.
 #[derive(Clone, Debug, Default)]
@@ -30,10 +31,9 @@ pub struct Update {
 pub struct Engine {
     store: Store,
     limits: Limits,
+    compiler: Compiler,
     /// The world as it is honoured, where policies had to be refused.
     honoured: Option<World>,
-    cache: RowCache,
-    image: Image,
     dictionary: Dictionary,
     revision: Revision,
 }
@@ -49,9 +49,8 @@ impl Engine {
         Self {
             store: Store::new(node),
             limits,
+            compiler: Compiler::new(node),
             honoured: None,
-            cache: RowCache::default(),
-            image: Image::default(),
             dictionary: Dictionary::default(),
             revision: Revision(last_revision),
         }
@@ -59,23 +58,53 @@ impl Engine {
 
     /// Takes in changes and says what they lead to.
     pub fn apply(&mut self, changes: Vec<Change>) -> Update {
-        for change in changes {
-            self.store.apply(change);
-        }
+        let touched: Vec<Touched> = changes.into_iter().flat_map(|change| self.store.apply(change)).collect();
         self.revision.0 += 1;
-        let (compiled, honoured) = limits::fit(self.store.world(), &self.limits, &mut self.cache);
-        self.honoured = honoured;
-        let mut image = compiled.image;
-        self.stamp(&mut image);
-        let steps = transition(&self.image, &image);
-        let mut entries = compiled.entries;
+        let mut problems = self.store.problems();
+        let (delta, entries) = if self.honoured.is_none() {
+            let stepped = self.compiler.step(self.store.world(), &touched);
+            match limits::refuse(self.store.world(), &self.compiler.image, &self.limits) {
+                None => (stepped.delta, stepped.entries),
+                Some(refused) => {
+                    let old = stepped.delta.undone(&self.compiler.image);
+                    self.adopt_refusal(refused, &old, &mut problems)
+                }
+            }
+        } else {
+            // Rare, and a problem already: which policies are refused is found anew each time.
+            let old = std::mem::take(&mut self.compiler.image);
+            let (compiler, entries) = Compiler::of(self.store.world());
+            self.compiler = compiler;
+            self.honoured = None;
+            match limits::refuse(self.store.world(), &self.compiler.image, &self.limits) {
+                None => (Delta::between(&old, &self.compiler.image), entries),
+                Some(refused) => self.adopt_refusal(refused, &old, &mut problems),
+            }
+        };
+        let update = self.lead(delta, entries, &BTreeSet::new());
+        Update { problems, ..update }
+    }
+
+    fn adopt_refusal(
+        &mut self,
+        refused: Refused,
+        old: &Image,
+        problems: &mut Vec<Problem>,
+    ) -> (Delta, Vec<DictionaryEntry>) {
+        self.compiler = refused.compiler;
+        self.honoured = Some(refused.honoured);
+        problems.extend(refused.problems);
+        (Delta::between(old, &self.compiler.image), refused.entries)
+    }
+
+    /// The update that leads to the compiler's image from what it was before `delta`; made-up numbers are none of `taken`.
+    fn lead(&mut self, mut delta: Delta, mut entries: Vec<DictionaryEntry>, taken: &BTreeSet<u64>) -> Update {
+        self.stamp(&mut delta);
+        let steps = transition(&self.compiler.image, &delta, self.compiler.shows(), taken);
         self.name_stand_ins(steps.stand_ins, &mut entries);
         entries.retain(|entry| self.dictionary.insert(entry));
-        let mut problems = self.store.problems();
-        problems.extend(compiled.problems);
         let changed = !steps.ops.is_empty();
-        self.image = image;
-        Update { revision: self.revision, plan: steps.ops, entries, problems, changed }
+        Update { revision: self.revision, plan: steps.ops, entries, problems: Vec::new(), changed }
     }
 
     /// Adds what each stand-in is: the identity that it stands for.
@@ -92,35 +121,45 @@ impl Engine {
     }
 
     /// Gives each endpoint the revision that last changed what it is told about its peers.
-    fn stamp(&self, image: &mut Image) {
-        let (old, now) = (&self.image, self.revision);
-        let mut moved = Vec::new();
+    fn stamp(&mut self, delta: &mut Delta) {
+        let (now, image) = (self.revision, &self.compiler.image);
+        let old = Past::new(image, delta);
+        let mut moved = BTreeSet::new();
         let mut reused = false;
-        for (address, before) in &old.addresses {
+        for (address, before) in &delta.addresses {
+            let Some(before) = before else { continue };
             let after = image.addresses.get(address);
             reused |= after.is_some_and(|after| after.workload != before.workload);
             let identity = after.map_or_else(|| image.network_of(*address), |after| after.identity);
             if identity != before.identity {
-                moved.push((old.class_of(before.identity), image.class_of(identity)));
+                moved.insert((old.class_of(before.identity), image.class_of(identity)));
             }
         }
-        moved.sort_unstable();
-        moved.dedup();
-        let mut endpoints = std::mem::take(&mut image.endpoints);
-        for (id, endpoint) in &mut endpoints {
-            let before = old.endpoints.get(id);
+        let told_otherwise = |endpoint: &EndpointImage| {
+            let mut policies = endpoint.policies.iter().filter(|policy| policy.0 != 0);
+            policies.any(|policy| {
+                moved.iter().any(|(from, to)| old.row(*policy, *from).as_ref() != image.row(*policy, *to))
+            })
+        };
+        let revised = |(id, endpoint): (&WorkloadId, &EndpointImage)| {
+            let before = old.endpoint(*id);
             let same = before.is_some_and(|b| b.policies == endpoint.policies && b.identity == endpoint.identity);
-            let told_otherwise = endpoint
-                .policies
-                .iter()
-                .filter(|policy| policy.0 != 0)
-                .any(|policy| moved.iter().any(|(from, to)| old.row(*policy, *from) != image.row(*policy, *to)));
-            endpoint.revision = match before {
-                Some(before) if same && !reused && !told_otherwise => before.revision,
+            let revision = match before {
+                Some(before) if same && !reused && !told_otherwise(endpoint) => before.revision,
                 _ => now,
             };
+            (revision != endpoint.revision).then_some((*id, EndpointImage { revision, ..*endpoint }))
+        };
+        let revised: Vec<_> = if reused || !moved.is_empty() {
+            image.endpoints.iter().filter_map(revised).collect()
+        } else {
+            let endpoints = delta.endpoints.keys().filter_map(|id| image.endpoints.get_key_value(id));
+            endpoints.filter_map(revised).collect()
+        };
+        for (id, endpoint) in revised {
+            set(&mut self.compiler.image.endpoints, &mut delta.endpoints, id, Some(endpoint));
         }
-        image.endpoints = endpoints;
+        delta.settle(&self.compiler.image);
     }
 
     /// The newest revision that a change set made.
@@ -130,7 +169,7 @@ impl Engine {
 
     /// What the maps should hold now.
     pub fn image(&self) -> &Image {
-        &self.image
+        &self.compiler.image
     }
 
     /// The facts that hold now; policies that are refused are closed in it.
@@ -146,15 +185,8 @@ impl Engine {
     /// What brings the content of the kernel's maps to the image of now. Endpoints that are judged as before keep their
     /// revision, so that their flows are not judged again. Its problems are those of the last [`Engine::apply`]: none here.
     pub fn resume(&mut self, kernel: &Image) -> Update {
-        let mut image = std::mem::replace(&mut self.image, kernel.clone());
-        self.stamp(&mut image);
-        let steps = transition(kernel, &image);
-        self.image = image;
-        let mut entries = Vec::new();
-        self.name_stand_ins(steps.stand_ins, &mut entries);
-        entries.retain(|entry| self.dictionary.insert(entry));
-        let changed = !steps.ops.is_empty();
-        Update { revision: self.revision, plan: steps.ops, entries, problems: Vec::new(), changed }
+        let delta = Delta::between(kernel, &self.compiler.image);
+        self.lead(delta, Vec::new(), &plan::numbers(kernel))
     }
 
     /// The operations of [`Engine::resume`], for those who name nothing.

@@ -11,35 +11,47 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What the policies of a world read.
+/// How often something is read. Only what is read is there.
+type Counted<K> = BTreeMap<K, usize>;
+
+/// What one policy reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reads {
-    pod: BTreeSet<String>,
-    namespace: BTreeSet<String>,
-    service_account: BTreeSet<String>,
-    service_account_names: BTreeSet<()>,
-    ports: BTreeSet<String>,
-    networks: BTreeSet<IpNet>,
+pub(crate) struct Reading {
+    /// Keys of pod labels.
+    pub(crate) pod: BTreeSet<String>,
+    /// Keys of namespace labels.
+    pub(crate) namespace: BTreeSet<String>,
+    /// Keys of service account labels.
+    pub(crate) service_account: BTreeSet<String>,
+    /// Names of service accounts: all or none.
+    pub(crate) service_account_names: BTreeSet<()>,
+    /// Names of ports.
+    pub(crate) ports: BTreeSet<String>,
+    /// Prefixes, host bits zero.
+    pub(crate) networks: BTreeSet<IpNet>,
 }
 
-impl Reads {
-    /// What these policies read.
-    pub fn of<'a>(policies: impl IntoIterator<Item = &'a Policy>) -> Self {
-        let mut reads = Self::default();
-        for policy in policies {
-            reads.workload(&policy.subject);
-            for rules in [&policy.ingress, &policy.egress] {
-                for rule in rule_list(rules) {
-                    reads.rule(rule);
-                }
+impl Reading {
+    fn of(policy: &Policy) -> Self {
+        let mut reading = Self::default();
+        reading.workload(&policy.subject);
+        for rules in [&policy.ingress, &policy.egress] {
+            for rule in rule_list(rules) {
+                reading.rule(rule);
             }
         }
-        reads
+        reading
     }
 
-    /// The prefixes that some rule names, host bits zero.
-    pub fn networks(&self) -> &BTreeSet<IpNet> {
-        &self.networks
+    /// Whether a pod shows any of this.
+    pub(crate) fn is_shown_by(&self, workload: &Workload) -> bool {
+        // See `Workload::selector_labels` for those that every pod has.
+        let labelled = |key: &String| workload.labels.contains_key(key) || key.starts_with("projectcalico.org/");
+        !self.namespace.is_empty()
+            || !self.service_account.is_empty()
+            || !self.service_account_names.is_empty()
+            || self.pod.iter().any(labelled)
+            || workload.named_ports.iter().any(|port| self.ports.contains(&port.name))
     }
 
     fn rule(&mut self, rule: &Rule) {
@@ -70,9 +82,53 @@ impl Reads {
             keys(labels, &mut self.service_account);
         }
     }
+}
+
+/// What all policies read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reads {
+    pod: Counted<String>,
+    namespace: Counted<String>,
+    service_account: Counted<String>,
+    service_account_names: Counted<()>,
+    ports: Counted<String>,
+    networks: Counted<IpNet>,
+}
+
+impl Reads {
+    /// The prefixes that some rule names, host bits zero.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &IpNet> {
+        self.networks.keys()
+    }
+
+    /// Puts policies in the place of others, and says what is read now that was not before, or the other way round.
+    pub(crate) fn replace<'a>(
+        &mut self,
+        before: impl IntoIterator<Item = &'a Policy>,
+        after: impl IntoIterator<Item = &'a Policy>,
+    ) -> Reading {
+        let mut held = Reading::default();
+        for policy in after {
+            self.count(&Reading::of(policy), &mut held, 1);
+        }
+        for policy in before {
+            self.count(&Reading::of(policy), &mut held, -1);
+        }
+        held
+    }
+
+    fn count(&mut self, reading: &Reading, flipped: &mut Reading, by: isize) {
+        count(&mut self.pod, &reading.pod, &mut flipped.pod, by);
+        count(&mut self.namespace, &reading.namespace, &mut flipped.namespace, by);
+        count(&mut self.service_account, &reading.service_account, &mut flipped.service_account, by);
+        let names = (&reading.service_account_names, &mut flipped.service_account_names);
+        count(&mut self.service_account_names, names.0, names.1, by);
+        count(&mut self.ports, &reading.ports, &mut flipped.ports, by);
+        count(&mut self.networks, &reading.networks, &mut flipped.networks, by);
+    }
 
     /// A pod without an address.
-    pub fn pod(&self, world: &World, workload: &Workload) -> Identity {
+    pub(crate) fn pod(&self, world: &World, workload: &Workload) -> Identity {
         let account = (workload.namespace.clone(), workload.service_account.clone());
         Identity {
             kind: IdentityKind::Pod,
@@ -91,7 +147,7 @@ impl Reads {
             ports: workload
                 .named_ports
                 .iter()
-                .filter(|port| self.ports.contains(&port.name))
+                .filter(|port| self.ports.contains_key(&port.name))
                 .map(|port| IdentityPort { name: port.name.clone(), protocol: port.protocol, port: port.port })
                 .collect(),
         }
@@ -107,8 +163,9 @@ pub struct Prefixes {
 
 impl Prefixes {
     /// From prefixes whose host bits are zero.
-    pub fn new(nets: &BTreeSet<IpNet>) -> Self {
-        Self { nets: nets.clone(), lengths: nets.iter().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect() }
+    pub fn new<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> Self {
+        let nets: BTreeSet<IpNet> = nets.into_iter().copied().collect();
+        Self { lengths: nets.iter().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect(), nets }
     }
 
     /// Those that contain the network `address/bits` whole.
@@ -124,11 +181,27 @@ impl Prefixes {
     }
 }
 
-fn only(labels: &Labels, keys: &BTreeSet<String>) -> Labels {
+/// Counts on or back; keys whose presence flips are noted, those that flip back are not.
+fn count<K: Ord + Clone>(counts: &mut Counted<K>, keys: &BTreeSet<K>, flipped: &mut BTreeSet<K>, by: isize) {
+    for key in keys {
+        let held = counts.get(key).copied().unwrap_or_default();
+        let now = held.checked_add_signed(by).unwrap_or_default();
+        if now == 0 {
+            counts.remove(key);
+        } else {
+            counts.insert(key.clone(), now);
+        }
+        if (held == 0) != (now == 0) && !flipped.remove(key) {
+            flipped.insert(key.clone());
+        }
+    }
+}
+
+fn only<C>(labels: &Labels, keys: &BTreeMap<String, C>) -> Labels {
     if labels.len() < keys.len() {
-        labels.iter().filter(|(key, _)| keys.contains(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        labels.iter().filter(|(key, _)| keys.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
     } else {
-        keys.iter().filter_map(|key| labels.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        keys.keys().filter_map(|key| labels.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 }
 

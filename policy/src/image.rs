@@ -88,26 +88,7 @@ impl Image {
 
     /// Identity of an address by the most specific stored prefix.
     pub fn network_of(&self, address: Address) -> IdentityId {
-        self.network_within(address, 128)
-    }
-
-    /// The same, of prefixes of at most this length.
-    pub(crate) fn network_within(&self, address: Address, mut bits: u32) -> IdentityId {
-        let last = |bits| NetworkKey { prefix_bits: bits, address: Address([0xff; 16]) };
-        // From one length in use to the next shorter one.
-        while let Some((longest, _)) = self.networks.range(..=last(bits)).next_back() {
-            let length = longest.prefix_bits;
-            if let Some(value) =
-                self.networks.get(&NetworkKey { prefix_bits: length, address: truncate(address, length) })
-            {
-                return value.identity;
-            }
-            match length.checked_sub(1) {
-                Some(shorter) => bits = shorter,
-                None => break,
-            }
-        }
-        IDENTITY_WORLD
+        network_among(&self.networks, address, 128)
     }
 
     /// Class of an identity.
@@ -152,6 +133,27 @@ impl Image {
         }
         image
     }
+}
+
+/// Identity of an address by the most specific of these prefixes that has at most so many bits.
+pub(crate) fn network_among(
+    networks: &BTreeMap<NetworkKey, NetworkValue>,
+    address: Address,
+    mut bits: u32,
+) -> IdentityId {
+    let last = |bits| NetworkKey { prefix_bits: bits, address: Address([0xff; 16]) };
+    // From one length in use to the next shorter one.
+    while let Some((longest, _)) = networks.range(..=last(bits)).next_back() {
+        let length = longest.prefix_bits;
+        if let Some(value) = networks.get(&NetworkKey { prefix_bits: length, address: truncate(address, length) }) {
+            return value.identity;
+        }
+        match length.checked_sub(1) {
+            Some(shorter) => bits = shorter,
+            None => break,
+        }
+    }
+    IDENTITY_WORLD
 }
 
 /// Key of the range of ports that share the first `bits` bits with `port`.

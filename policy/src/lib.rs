@@ -2,7 +2,8 @@
 //!
 //! Invariant: no IO, no clock, no kernel; the same facts give the same image, whatever the order they came in.
 
-pub mod compile;
+mod compile;
+mod delta;
 pub mod engine;
 pub mod identity;
 pub mod image;

@@ -3,9 +3,10 @@
 //! Invariant: a policy is honoured whole or refused whole; one that is refused denies everything for its subjects, in
 //! its directions. The last in evaluation order are refused first.
 
-use crate::compile::{Compiled, RowCache, compile};
+use crate::compile::Compiler;
 use crate::image::Image;
 use crate::model::{DefaultDecider, Level, Policy, Problem, Rules, World};
+use crate::provenance::DictionaryEntry;
 use std::sync::Arc;
 
 /// How many rows each map may hold. A plan needs room for the old rows and the new ones at once, so these are less than
@@ -42,34 +43,46 @@ impl Limits {
     }
 }
 
-/// What fits, and the world as it is honoured where that is not the whole of it.
-pub(crate) fn fit(world: &World, limits: &Limits, cache: &mut RowCache) -> (Compiled, Option<World>) {
-    let whole = compile(world, cache);
-    let Some((map, needed, room)) = limits.exceeded(&whole.image) else { return (whole, None) };
+/// What had to be refused so that the rest fits.
+pub(crate) struct Refused {
+    /// The world as it is honoured.
+    pub(crate) honoured: World,
+    /// Its compiler.
+    pub(crate) compiler: Compiler,
+    /// What there is to tell about it.
+    pub(crate) entries: Vec<DictionaryEntry>,
+    /// One for each policy that is refused.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Refuses policies until an image fits; `None` if it does already.
+pub(crate) fn refuse(world: &World, image: &Image, limits: &Limits) -> Option<Refused> {
+    let (map, needed, room) = limits.exceeded(image)?;
     let candidates = world.tiers.iter().flat_map(|(_, policies)| policies).filter(|policy| has_rules(policy)).count();
     // The fewest that must be refused: the more are, the less room is needed.
     let (mut too_few, mut enough) = (0, candidates);
     while too_few + 1 < enough {
         let some = usize::midpoint(too_few, enough);
-        let compiled = compile(&refused(world, candidates - some).0, cache);
-        if limits.exceeded(&compiled.image).is_some() {
+        let (compiler, _) = Compiler::of(&without(world, candidates - some).0);
+        if limits.exceeded(&compiler.image).is_some() {
             too_few = some;
         } else {
             enough = some;
         }
     }
-    let (honoured, policies) = refused(world, candidates - enough);
-    let mut compiled = compile(&honoured, cache);
-    compiled.problems.extend(policies.iter().map(|policy| Problem {
+    let (honoured, policies) = without(world, candidates - enough);
+    let (compiler, entries) = Compiler::of(&honoured);
+    let problems = policies.iter().map(|policy| Problem {
         level: Level::Warning,
         object: policy.reference.to_string(),
         field: "spec".to_owned(),
         value: String::new(),
         what: format!("all policies together need {needed} rows of map {map}, which has room for {room}"),
-        effect:
-            "the policy is refused: it denies everything for the workloads it selects, in its directions".to_owned(),
-    }));
-    (compiled, Some(honoured))
+        effect: "the policy is refused: it denies everything for the workloads it selects, in its directions"
+            .to_owned(),
+    });
+    let problems = problems.collect();
+    Some(Refused { honoured, compiler, entries, problems })
 }
 
 fn has_rules(policy: &Policy) -> bool {
@@ -77,7 +90,7 @@ fn has_rules(policy: &Policy) -> bool {
 }
 
 /// The world without the rules of all but the first policies that have any, and those policies.
-fn refused(world: &World, honoured: usize) -> (World, Vec<Arc<Policy>>) {
+fn without(world: &World, honoured: usize) -> (World, Vec<Arc<Policy>>) {
     let mut world = world.clone();
     let mut refused = Vec::new();
     let with_rules =

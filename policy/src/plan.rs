@@ -6,12 +6,13 @@
 
 mod middle;
 
+use crate::delta::{self, Delta, Past, around};
 use crate::image::{EndpointImage, Image};
 use middle::Middle;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::ids::{IdentityId, WorkloadId};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// One map operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,61 +67,77 @@ pub struct Transition {
     pub stand_ins: BTreeMap<IdentityId, IdentityId>,
 }
 
-/// The operations that lead from `old` to `new`.
+/// How many addresses and prefixes show an identity.
+pub(crate) type Shows = HashMap<IdentityId, usize>;
+
+/// The operations that lead from `old`, which may be the remains of a plan that was cut short, to `new`.
 pub fn between(old: &Image, new: &Image) -> Vec<Op> {
-    transition(old, new).ops
+    let addresses = new.addresses.values().map(|value| value.identity);
+    let mut shows = Shows::new();
+    for identity in addresses.chain(new.networks.values().map(|value| value.identity)) {
+        *shows.entry(identity).or_default() += 1;
+    }
+    transition(new, &Delta::between(old, new), &shows, &numbers(old)).ops
 }
 
-/// Keys that are new or have another value.
-fn changed<'a, K: Ord + Copy, V: PartialEq>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (K, &'a V)> {
-    new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(key, value)| (*key, value))
+/// Numbers that a plan which was cut short may have made up.
+pub(crate) fn numbers(image: &Image) -> BTreeSet<u64> {
+    let classes = image.classes.iter().flat_map(|(id, value)| [id.0, value.class.0]);
+    let peers = image.peers.keys().flat_map(|key| [key.policy.0, key.class.0]);
+    let addresses = image.addresses.values().map(|value| value.identity.0);
+    classes.chain(peers).chain(addresses).chain(image.networks.values().map(|value| value.identity.0)).collect()
 }
 
-fn gone<'a, K: Ord + Copy, V>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> impl DoubleEndedIterator<Item = K> + 'a {
-    old.keys().filter(|key| !new.contains_key(key)).copied()
-}
-
-/// See [`between`].
-pub fn transition(old: &Image, new: &Image) -> Transition {
-    let mut middle = Middle::new(old, new);
-    let moves = moves(old, new, &mut middle);
-    let classes = middle.class_values();
+/// The operations that `delta` is done by; `shows` is of the new image, and made-up numbers are none of `taken`.
+pub(crate) fn transition(new: &Image, delta: &Delta, shows: &Shows, taken: &BTreeSet<u64>) -> Transition {
+    let old = Past::new(new, delta);
+    let mut middle = Middle::new(&old, new, delta, shows, taken);
+    let moves = moves(&old, new, delta, &mut middle);
+    let classes = middle.classes(delta);
     let extra = middle.rows();
     let mut ops = Vec::new();
 
     // Rows that something will refer to.
-    ops.extend(changed(&old.ports, &new.ports).map(|(key, value)| Op::PutPort(key, *value)));
-    ops.extend(changed(&old.ranges, &new.ranges).map(|(key, value)| Op::PutRange(key, *value)));
-    ops.extend(changed(&old.peers, &new.peers).map(|(key, value)| Op::PutPeer(key, *value)));
-    ops.extend(changed(&old.peers, &extra).map(|(key, value)| Op::PutPeer(key, *value)));
+    ops.extend(delta::put(&new.ports, &delta.ports).map(|(key, value)| Op::PutPort(key, value)));
+    ops.extend(delta::put(&new.ranges, &delta.ranges).map(|(key, value)| Op::PutRange(key, value)));
+    ops.extend(delta::put(&new.peers, &delta.peers).map(|(key, value)| Op::PutPeer(key, value)));
+    let missing = extra.iter().filter(|(key, value)| old.own_row(key.policy, key.class) != Some(**value));
+    ops.extend(missing.map(|(key, value)| Op::PutPeer(*key, *value)));
     // Endpoints that leave a policy which others keep or join answer as before by a copy of it.
-    ops.extend(gone(&old.endpoints, &new.endpoints).map(Op::DeleteEndpoint));
-    for (id, endpoint) in &old.endpoints {
-        let policies = middle.parting(*id, endpoint);
-        if policies != endpoint.policies {
-            ops.push(Op::PutEndpoint(*id, EndpointImage { policies, ..*endpoint }));
+    ops.extend(delta::gone(&new.endpoints, &delta.endpoints).map(|(id, _)| Op::DeleteEndpoint(id)));
+    for (id, before) in &delta.endpoints {
+        let Some(before) = before else { continue };
+        let policies = middle.parting(*id, before);
+        if policies != before.policies {
+            ops.push(Op::PutEndpoint(*id, EndpointImage { policies, ..*before }));
         }
     }
-    // Classes, then what takes them on.
-    ops.extend(middle.idle_classes(&classes).map(Op::DeleteClass));
-    ops.extend(changed(&old.classes, &classes).map(|(id, value)| Op::PutClass(id, *value)));
+    // Classes of identities that nothing shows yet, then what takes them on, and only then those of identities that were
+    // shown before: what has left them by now goes another way.
+    let class = |id: &IdentityId, value: &Option<ClassValue>| match value {
+        Some(value) => Op::PutClass(*id, *value),
+        None => Op::DeleteClass(*id),
+    };
+    let (seen, unseen): (Vec<_>, Vec<_>) = classes.iter().partition(|(id, _)| middle.was_shown(**id));
+    ops.extend(unseen.into_iter().map(|(id, value)| class(id, value)));
     ops.extend(moves.iter().copied());
+    ops.extend(seen.into_iter().map(|(id, value)| class(id, value)));
     // Endpoints flip. Those that keep their policies get their new revision when everything else is in place, so that no
     // flow is judged by what is leaving under a revision that is new.
     let mut last = Vec::new();
-    for (id, endpoint) in changed(&old.endpoints, &new.endpoints) {
-        let keeps = old.endpoints.get(&id).is_some_and(|before| before.policies == endpoint.policies);
-        if keeps { &mut last } else { &mut ops }.push(Op::PutEndpoint(id, *endpoint));
+    for (id, endpoint) in delta::put(&new.endpoints, &delta.endpoints) {
+        let keeps = old.endpoint(id).is_some_and(|before| before.policies == endpoint.policies);
+        if keeps { &mut last } else { &mut ops }.push(Op::PutEndpoint(id, endpoint));
     }
     // From now on only the new answers count: plain classes and identities, and away with addresses that are gone,
     // less specific prefixes first. Classes are taken away when nothing shows them.
-    ops.extend(changed(&classes, &new.classes).map(|(id, value)| Op::PutClass(id, *value)));
+    let shown = |id: &IdentityId| -> Option<ClassValue> {
+        let before = || Some(ClassValue { class: old.class_of(*id) }).filter(|_| old.has_class(*id));
+        classes.get(id).copied().unwrap_or_else(before)
+    };
+    let all: BTreeSet<IdentityId> = classes.keys().chain(delta.classes.keys()).copied().collect();
+    let plain = all.iter().filter_map(|id| new.classes.get(id).map(|value| (*id, *value)));
+    ops.extend(plain.filter(|(id, value)| shown(id) != Some(*value)).map(|(id, value)| Op::PutClass(id, value)));
     ops.extend(moves.iter().filter_map(|op| match op {
         Op::PutAddress(key, value) => {
             new.addresses.get(key).filter(|last| *last != value).map(|last| Op::PutAddress(*key, *last))
@@ -130,63 +147,47 @@ pub fn transition(old: &Image, new: &Image) -> Transition {
         }
         _ => None,
     }));
-    ops.extend(gone(&old.networks, &new.networks).map(Op::DeleteNetwork));
-    ops.extend(gone(&old.addresses, &new.addresses).map(Op::DeleteAddress));
-    let held: BTreeSet<IdentityId> = old.classes.keys().chain(classes.keys()).copied().collect();
-    let deleted: BTreeSet<IdentityId> = middle.idle_classes(&classes).collect();
-    let left_over = held.iter().filter(|id| !new.classes.contains_key(id) && !deleted.contains(id));
+    ops.extend(delta::gone(&new.networks, &delta.networks).map(|(key, _)| Op::DeleteNetwork(key)));
+    ops.extend(delta::gone(&new.addresses, &delta.addresses).map(|(key, _)| Op::DeleteAddress(key)));
+    let left_over = all.iter().filter(|id| !new.classes.contains_key(id) && shown(id).is_some());
     ops.extend(left_over.map(|id| Op::DeleteClass(*id)));
-    let is_new = |op: &Op| match op {
-        Op::PutAddress(key, _) => !old.addresses.contains_key(key),
-        Op::PutNetwork(key, _) => !old.networks.contains_key(key),
-        _ => false,
-    };
-    if moves.iter().any(is_new) {
+    let fresh = delta::put(&new.addresses, &delta.addresses).any(|(key, _)| delta.addresses[&key].is_none())
+        || delta::put(&new.networks, &delta.networks).any(|(key, _)| delta.networks[&key].is_none());
+    if fresh {
         ops.push(Op::BumpAddressEpoch);
     }
     ops.extend(last);
-    let rows: BTreeSet<PeerKey> = old.peers.keys().chain(extra.keys()).copied().collect();
+    let left = delta::gone(&new.peers, &delta.peers).map(|(key, _)| key);
+    let rows: BTreeSet<PeerKey> = left.chain(extra.keys().copied()).collect();
     ops.extend(rows.into_iter().filter(|key| !new.peers.contains_key(key)).map(Op::DeletePeer));
-    ops.extend(gone(&old.ports, &new.ports).map(Op::DeletePort));
-    ops.extend(gone(&old.ranges, &new.ranges).map(Op::DeleteRange));
+    ops.extend(delta::gone(&new.ports, &delta.ports).map(|(key, _)| Op::DeletePort(key)));
+    ops.extend(delta::gone(&new.ranges, &delta.ranges).map(|(key, _)| Op::DeleteRange(key)));
     Transition { ops, stand_ins: middle.into_stand_ins() }
 }
 
 /// What each address and prefix that changes shows while endpoints flip.
-fn moves(old: &Image, new: &Image, middle: &mut Middle<'_>) -> Vec<Op> {
+fn moves(old: &Past<'_>, new: &Image, delta: &Delta, middle: &mut Middle<'_>) -> Vec<Op> {
     let mut moves = Vec::new();
-    for (address, value) in changed(&old.addresses, &new.addresses) {
-        let from = old.addresses.get(&address).map_or_else(|| old.network_of(address), |value| value.identity);
-        moves.push(Op::PutAddress(address, AddressValue { identity: middle.arriving(from, value.identity), ..*value }));
+    for (address, value) in delta::put(&new.addresses, &delta.addresses) {
+        let from = delta.addresses[&address].map_or_else(|| old.network_of(address), |value| value.identity);
+        moves.push(Op::PutAddress(address, AddressValue { identity: middle.arriving(from, value.identity), ..value }));
     }
-    for address in gone(&old.addresses, &new.addresses) {
-        let value = old.addresses[&address];
+    for (address, value) in delta::gone(&new.addresses, &delta.addresses) {
         let identity = middle.leaving(value.identity, new.network_of(address));
         if identity != value.identity {
             moves.push(Op::PutAddress(address, AddressValue { identity, ..value }));
         }
     }
     // More specific prefixes first: what they cover never shows a new, less specific one.
-    let mut prefixes: Vec<_> = changed(&old.networks, &new.networks).collect();
-    prefixes.sort_by_key(|(key, _)| std::cmp::Reverse(*key));
-    for (key, value) in prefixes {
-        let from = old.networks.get(&key).map_or_else(|| around(old, &key), |value| value.identity);
+    for (key, value) in delta::put(&new.networks, &delta.networks).rev() {
+        let from = old.network(&key).map_or_else(|| old.around(&key), |value| value.identity);
         moves.push(Op::PutNetwork(key, NetworkValue { identity: middle.arriving(from, value.identity) }));
     }
-    for key in gone(&old.networks, &new.networks) {
-        let from = old.networks[&key].identity;
-        let identity = middle.leaving(from, around(new, &key));
+    for (key, NetworkValue { identity: from }) in delta::gone(&new.networks, &delta.networks) {
+        let identity = middle.leaving(from, around(&new.networks, &key));
         if identity != from {
             moves.push(Op::PutNetwork(key, NetworkValue { identity }));
         }
     }
     moves
-}
-
-/// Identity of the most specific other prefix that contains this one.
-fn around(image: &Image, key: &NetworkKey) -> IdentityId {
-    match key.prefix_bits.checked_sub(1) {
-        Some(bits) => image.network_within(key.address, bits),
-        None => reeve_abi::ids::IDENTITY_WORLD,
-    }
 }

@@ -16,7 +16,7 @@ use crate::model::{Labels, Node, Policy, Problem, Tier, Workload, World};
 use address::Claims;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An object as it was written, and where.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,23 +70,20 @@ enum Fact {
     Tier(Tier),
 }
 
-/// One object held.
-#[derive(Debug, Default)]
-struct Entry {
-    fact: Option<Fact>,
-    problems: Vec<Problem>,
-}
-
 /// The facts at one moment.
 #[derive(Debug)]
 pub struct Store {
     world: World,
-    entries: BTreeMap<ObjectKey, Entry>,
+    facts: BTreeMap<ObjectKey, Fact>,
+    /// Of objects that have any.
+    problems: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Problems of documents that name no object, by origin.
     nameless: BTreeMap<String, Problem>,
     /// Which pods carry a UID; more than one is a fault.
     uids: BTreeMap<String, BTreeSet<ObjectKey>>,
     claims: Claims,
+    /// Problems of tiers and the policies in them, until either changes.
+    placement: OnceLock<Vec<Problem>>,
 }
 
 impl Store {
@@ -96,10 +93,12 @@ impl Store {
         world.tiers = place::arrange(std::iter::empty(), std::iter::empty());
         Self {
             world,
-            entries: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            problems: BTreeMap::new(),
             nameless: BTreeMap::new(),
             uids: BTreeMap::new(),
             claims: Claims::default(),
+            placement: OnceLock::new(),
         }
     }
 
@@ -112,10 +111,11 @@ impl Store {
     pub fn apply(&mut self, change: Change) -> Vec<Touched> {
         match change {
             Change::Apply(object) => self.put(&object),
-            Change::Delete(key) => match self.entries.remove(&key) {
-                Some(entry) => self.replace(&key, entry.fact, None),
-                None => Vec::new(),
-            },
+            Change::Delete(key) => {
+                self.problems.remove(&key);
+                let before = self.facts.remove(&key);
+                self.replace(&key, before, None)
+            }
             Change::LocalAddresses(after) => {
                 let after: BTreeSet<IpAddr> = after.iter().map(IpAddr::to_canonical).collect();
                 if after == self.world.local_addresses {
@@ -129,12 +129,11 @@ impl Store {
 
     /// Everything in the input that is not honoured, sorted and without repetition.
     pub fn problems(&self) -> Vec<Problem> {
-        let mut all: BTreeSet<Problem> =
-            self.entries.values().flat_map(|entry| entry.problems.iter().cloned()).collect();
+        let mut all: BTreeSet<Problem> = self.problems.values().flatten().cloned().collect();
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
-        all.extend(place::problems(&self.world.tiers));
+        all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
         all.into_iter().collect()
     }
 
@@ -149,8 +148,11 @@ impl Store {
         };
         self.nameless.remove(&object.origin);
         let (lowered, problems) = lower::object(&key, &object.value);
-        let entry = self.entries.entry(key.clone()).or_default();
-        entry.problems = problems;
+        if problems.is_empty() {
+            self.problems.remove(&key);
+        } else {
+            self.problems.insert(key.clone(), problems);
+        }
         let after = match lowered {
             Lowered::Workload(workload) => Some(Fact::Workload(Arc::new(workload))),
             Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
@@ -162,19 +164,25 @@ impl Store {
             Lowered::Unreadable => return Vec::new(),
             Lowered::Nothing => None,
         };
-        if entry.fact == after {
-            if after.is_none() && entry.problems.is_empty() {
-                self.entries.remove(&key);
-            }
+        if self.facts.get(&key) == after.as_ref() {
             return Vec::new();
         }
-        let before = std::mem::replace(&mut entry.fact, after.clone());
+        let before = match &after {
+            Some(after) => self.facts.insert(key.clone(), after.clone()),
+            None => self.facts.remove(&key),
+        };
         self.replace(&key, before, after)
     }
 
     /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
     fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
         let mut touched = Vec::new();
+        if matches!(
+            (&before, &after),
+            (Some(Fact::Policy(_) | Fact::Tier(_)), _) | (_, Some(Fact::Policy(_) | Fact::Tier(_)))
+        ) {
+            self.placement = OnceLock::new();
+        }
         match (before, after) {
             (None, None) => {}
             (Some(Fact::Policy(before)), after) => {
@@ -276,9 +284,7 @@ impl Store {
             let alone = holders.is_some_and(|holders| holders.len() == 1);
             want.entry(uid.clone()).or_default();
             for key in holders.into_iter().flatten() {
-                let Some(Fact::Workload(workload)) = self.entries.get(key).and_then(|entry| entry.fact.as_ref()) else {
-                    continue;
-                };
+                let Some(Fact::Workload(workload)) = self.facts.get(key) else { continue };
                 let made = lower::made_uid(key);
                 if alone {
                     want.entry(made).or_default();
@@ -306,7 +312,7 @@ impl Store {
 
     /// Sorts all policies into the tiers anew, after tiers have changed.
     fn rearrange(&mut self) -> Vec<Touched> {
-        let facts = || self.entries.values().filter_map(|entry| entry.fact.as_ref());
+        let facts = || self.facts.values();
         let tiers = facts().filter_map(|fact| if let Fact::Tier(tier) = fact { Some(tier.clone()) } else { None });
         let policies =
             facts().filter_map(|fact| if let Fact::Policy(policy) = fact { Some(Arc::clone(policy)) } else { None });

@@ -1,11 +1,11 @@
 //! Histories end in the image of their last facts, however they were told; and no plan shows a half-done change.
 //!
-//! `REEVE_SEQUENCES` is the number of histories (default 40), `REEVE_SEED` the seed of the first (default: 1, so that
-//! a run can be repeated). Known to fail: 13158956275340891316 with one history, where for the space of one operation an
-//! address that becomes contested is answered by a row that is neither the old image's nor the new one's.
+//! `REEVE_SEQUENCES` is the number of histories (default 40), `REEVE_SEED` the seed of the first (default: random); both
+//! are printed.
 #![allow(clippy::format_collect, reason = "a failure's text may be slow")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use fastrand::Rng;
 use reeve_abi::address::Address;
@@ -28,7 +28,7 @@ fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
 
 fn each_sequence(check: impl Fn(&str, &Sequence, &mut Rng)) {
     let count = number("REEVE_SEQUENCES", || 40);
-    let seed = number("REEVE_SEED", || 1);
+    let seed = number("REEVE_SEED", || fastrand::u64(..));
     println!("{count} histories of {STEPS} changes, REEVE_SEED={seed}");
     for seed in (0..count).map(|nth| seed.wrapping_add(nth)) {
         let name = format!("REEVE_SEED={seed} REEVE_SEQUENCES=1");
@@ -67,6 +67,25 @@ impl Node {
     }
 }
 
+/// Keys of two images that have other values, a line each; empty for equal images.
+fn differences(one: &Image, other: &Image) -> String {
+    fn of<K: Ord + Debug, V: PartialEq + Debug>(map: &str, one: &BTreeMap<K, V>, other: &BTreeMap<K, V>) -> String {
+        let keys: BTreeSet<&K> = one.keys().chain(other.keys()).collect();
+        let differing = keys.into_iter().filter(|key| one.get(key) != other.get(key));
+        differing.map(|key| format!("{map} {key:?}: {:?}, {:?}\n", one.get(key), other.get(key))).collect()
+    }
+    [
+        of("endpoint", &one.endpoints, &other.endpoints),
+        of("address", &one.addresses, &other.addresses),
+        of("network", &one.networks, &other.networks),
+        of("class", &one.classes, &other.classes),
+        of("peer", &one.peers, &other.peers),
+        of("port", &one.ports, &other.ports),
+        of("range", &one.ranges, &other.ranges),
+    ]
+    .concat()
+}
+
 fn one_by_one(changes: &[Change]) -> impl Iterator<Item = Vec<Change>> + '_ {
     changes.iter().map(|change| vec![change.clone()])
 }
@@ -96,7 +115,8 @@ fn every_telling_of_a_history_ends_in_the_same_image() {
         ];
         let problems = fresh.engine.apply(Vec::new()).problems;
         for (how, mut node) in told {
-            assert_eq!(node.kernel.canonical(), fresh.kernel.canonical(), "{name}: {how}");
+            let differences = differences(&node.kernel.canonical(), &fresh.kernel.canonical());
+            assert!(differences.is_empty(), "{name}: {how}, told and fresh differ in\n{differences}");
             let again = node.engine.apply(Vec::new());
             assert_eq!((again.plan, again.changed), (Vec::new(), false), "{name}: nothing happened, {how}");
             assert_eq!(again.problems, problems, "{name}: problems, {how}");

@@ -1,11 +1,13 @@
 //! The rules that apply to one endpoint in one direction and family, as content that can be numbered.
 
+use crate::identity::rule_list;
 use crate::model::{
-    Action, DefaultDecider, Direction, Family, Peer, Peers, PolicyRef, PortMatch, Rules, TierDefault, Traffic,
+    Action, DefaultDecider, Direction, Family, Peer, Peers, Policy, PolicyRef, PortMatch, Rules, TierDefault, Traffic,
     TrafficMatch, World,
 };
 use crate::provenance::{Identity, number};
 use reeve_abi::ids::PolicyNumber;
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -21,14 +23,73 @@ pub(crate) struct Applied {
 pub(crate) struct AppliedTier {
     pub(crate) name: String,
     pub(crate) default: TierDefault,
-    pub(crate) policies: Vec<AppliedPolicy>,
+    pub(crate) policies: Vec<Arc<AppliedPolicy>>,
 }
 
 /// A policy that selects the subject.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(crate) struct AppliedPolicy {
     pub(crate) reference: Arc<PolicyRef>,
     pub(crate) rules: AppliedRules,
+    /// Number of what stands above.
+    digest: u64,
+}
+
+impl AppliedPolicy {
+    fn new(reference: &Arc<PolicyRef>, rules: AppliedRules) -> Arc<Self> {
+        let digest = content_number("applied policy", &(reference, &rules));
+        Arc::new(Self { reference: Arc::clone(reference), rules, digest })
+    }
+}
+
+impl PartialEq for AppliedPolicy {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.reference == other.reference && self.rules == other.rules
+    }
+}
+impl Eq for AppliedPolicy {}
+impl Hash for AppliedPolicy {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
+}
+
+/// Policies applied before whose rules are the same for every subject, until they change.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    policies: HashMap<(Arc<PolicyRef>, Direction, Family), Arc<AppliedPolicy>>,
+}
+
+impl Prepared {
+    /// Forgets a policy that changes.
+    pub(crate) fn forget(&mut self, policy: &Policy) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            for family in [Family::V4, Family::V6] {
+                self.policies.remove(&(Arc::clone(&policy.reference), direction, family));
+            }
+        }
+    }
+
+    fn get(&mut self, policy: &Policy, own: &Identity, direction: Direction, family: Family) -> Arc<AppliedPolicy> {
+        let rules = match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let apply = || AppliedPolicy::new(&policy.reference, applied_rules(rules, own, direction, family));
+        if reads_subject(rules, direction) {
+            return apply();
+        }
+        Arc::clone(self.policies.entry((Arc::clone(&policy.reference), direction, family)).or_insert_with(apply))
+    }
+}
+
+/// Whether what applies depends on more of a subject than its being selected.
+fn reads_subject(rules: &Rules, direction: Direction) -> bool {
+    rule_list(rules).iter().any(|rule| {
+        let mut traffic = rule.traffic.any_of.iter().flatten().chain(&rule.traffic.none_of);
+        let named = traffic.any(|one| matches!(one.ports, PortMatch::Named(_)));
+        rule.own != Peers::Anyone || direction == Direction::Ingress && named
+    })
 }
 
 /// Its rules that can match.
@@ -51,30 +112,27 @@ pub(crate) struct AppliedRule {
 
 impl Applied {
     /// Collects what applies to a subject; `own` is its identity at its address of that family. `None`: nothing selects it.
-    pub(crate) fn of(world: &World, own: &Identity, direction: Direction, family: Family) -> Option<Self> {
-        let tiers: Vec<AppliedTier> = world
-            .tiers
-            .iter()
-            .filter_map(|(tier, policies)| {
-                let policies: Vec<AppliedPolicy> = policies
-                    .iter()
-                    .filter_map(|policy| {
-                        let rules = match direction {
-                            Direction::Ingress => &policy.ingress,
-                            Direction::Egress => &policy.egress,
-                        };
-                        if matches!(rules, Rules::NotApplied) || !own.is_selected(&policy.subject) {
-                            return None;
-                        }
-                        Some(AppliedPolicy {
-                            reference: Arc::clone(&policy.reference),
-                            rules: applied_rules(rules, own, direction, family),
-                        })
-                    })
-                    .collect();
-                (!policies.is_empty()).then(|| AppliedTier { name: tier.name.clone(), default: tier.default, policies })
-            })
-            .collect();
+    pub(crate) fn of(
+        world: &World,
+        own: &Identity,
+        direction: Direction,
+        family: Family,
+        prepared: &mut Prepared,
+    ) -> Option<Self> {
+        let mut tiers = Vec::new();
+        for (tier, policies) in &world.tiers {
+            let selecting = policies.iter().filter(|policy| {
+                let rules = match direction {
+                    Direction::Ingress => &policy.ingress,
+                    Direction::Egress => &policy.egress,
+                };
+                !matches!(rules, Rules::NotApplied) && own.is_selected(&policy.subject)
+            });
+            let policies: Vec<_> = selecting.map(|policy| prepared.get(policy, own, direction, family)).collect();
+            if !policies.is_empty() {
+                tiers.push(AppliedTier { name: tier.name.clone(), default: tier.default, policies });
+            }
+        }
         (!tiers.is_empty()).then_some(Self { direction, tiers })
     }
 

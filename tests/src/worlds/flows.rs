@@ -21,7 +21,7 @@ pub struct Flow {
 }
 
 /// Ports at and around what policies name.
-const PORTS: [u16; 16] = [80, 80, 80, 8080, 8080, 8080, 443, 53, 8000, 8001, 8050, 8099, 8100, 5432, 1, 65535];
+const PORTS: [u16; 16] = [80, 80, 8080, 8080, 8033, 8077, 443, 53, 8000, 8001, 8050, 8099, 8100, 5432, 1, 65535];
 
 /// This many flows between pods, and between pods and the outside.
 pub fn flows(rng: &mut Rng, world: &World, count: usize) -> Vec<Flow> {
@@ -31,16 +31,26 @@ pub fn flows(rng: &mut Rng, world: &World, count: usize) -> Vec<Flow> {
     while found.len() < count && tries < count * 50 {
         tries += 1;
         let Some(inside) = rng.choice(&pods).copied() else { break };
-        let others: &[IpAddr] = if chance(rng, 65) { &pods } else { &outside };
+        let others: &[IpAddr] = if chance(rng, 60) { &pods } else { &outside };
         let Some(other) = rng.choice(others).copied() else { continue };
         if other == inside || other.is_ipv4() != inside.is_ipv4() {
             continue;
         }
         let (source, destination) = if rng.bool() { (inside, other) } else { (other, inside) };
-        let (protocol, port) = traffic(rng, source.is_ipv4());
+        let named = named_ports(world, destination);
+        let (protocol, port) = match rng.choice(&named) {
+            Some(named) if chance(rng, 65) => *named,
+            _ => traffic(rng, source.is_ipv4()),
+        };
         found.push(Flow { source, destination, protocol, port });
     }
     found
+}
+
+/// Protocols and ports that the pods at an address have names for.
+fn named_ports(world: &World, address: IpAddr) -> Vec<(u8, u16)> {
+    let pods = world.workloads.values().filter(|pod| pod.addresses.contains(&address));
+    pods.flat_map(|pod| &pod.named_ports).map(|named| (named.protocol, named.port)).collect()
 }
 
 fn traffic(rng: &mut Rng, v4: bool) -> (u8, u16) {

@@ -17,7 +17,7 @@ pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
             json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": tier }, "spec": spec }),
         );
     }
-    for number in 0..rng.u8(2..=5) {
+    for number in 0..rng.u8(3..=6) {
         objects.push(kubernetes(rng, number));
     }
     for number in 0..rng.u8(0..=2) {
@@ -43,8 +43,8 @@ fn block(rng: &mut Rng) -> Value {
     match rng.u8(..7) {
         5 => json!({ "cidr": "::/0" }),
         6 => json!({ "cidr": "::/0", "except": ["fd00:244:1::/64", "2001:db8:1::/48"] }),
-        0 => json!({ "cidr": "0.0.0.0/0" }),
-        1 => json!({ "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16", "198.51.100.128/25"] }),
+        0 if chance(rng, 50) => json!({ "cidr": "0.0.0.0/0" }),
+        0 | 1 => json!({ "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16", "198.51.100.128/25"] }),
         2 => json!({ "cidr": "2001:db8::/32", "except": ["2001:db8:1:ff::/64"] }),
         3 => json!({ "cidr": "198.51.100.0/24", "except": ["198.51.100.128/25"] }),
         _ => json!({ "cidr": "10.244.1.0/26", "except": ["10.244.1.20/32"] }),
@@ -80,9 +80,9 @@ fn kubernetes(rng: &mut Rng, number: u8) -> Value {
 
 fn kubernetes_rule(rng: &mut Rng, side: &str) -> Value {
     let mut rule = json!({});
-    if chance(rng, 75) {
+    if chance(rng, 65) {
         let peers: Vec<Value> = (0..rng.u8(1..=2))
-            .map(|_| match rng.u8(..5) {
+            .map(|_| match rng.u8(..6) {
                 0 => json!({ "podSelector": label_selector(rng) }),
                 1 => json!({ "namespaceSelector": { "matchLabels": { "team": pick(rng, &["a", "b"]) } } }),
                 2 => json!({ "namespaceSelector": {}, "podSelector": label_selector(rng) }),
@@ -91,12 +91,15 @@ fn kubernetes_rule(rng: &mut Rng, side: &str) -> Value {
             .collect();
         rule[side] = json!(peers);
     }
-    if chance(rng, 65) {
+    if chance(rng, 75) {
         let ports: Vec<Value> = (0..rng.u8(1..=2))
-            .map(|_| match rng.u8(..6) {
-                0 | 1 => json!({ "port": pick(rng, &["http", "http", "dns"]), "protocol": pick(rng, &["TCP", "TCP", "UDP"]) }),
-                2 | 3 => json!({ "port": 8000, "endPort": *rng.choice(&[8099, 65535]).expect("not empty") }),
-                4 => json!({ "port": *rng.choice(&[80, 443, 53]).expect("not empty"), "protocol": pick(rng, &["TCP", "UDP", "SCTP"]) }),
+            .map(|_| match rng.u8(..10) {
+                0..5 => {
+                    let (name, protocol) = *rng.choice(&[("http", "TCP"), ("http", "TCP"), ("dns", "UDP"), ("dns", "TCP")]).expect("not empty");
+                    json!({ "port": name, "protocol": protocol })
+                }
+                5..8 => json!({ "port": 8000, "endPort": *rng.choice(&[8099, 65535]).expect("not empty") }),
+                8 => json!({ "port": *rng.choice(&[80, 443, 53]).expect("not empty"), "protocol": pick(rng, &["TCP", "UDP", "SCTP"]) }),
                 _ => json!({ "protocol": pick(rng, &["TCP", "UDP", "SCTP"]) }),
             })
             .collect();
@@ -155,14 +158,14 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
     let mut rule = json!({ "action": action });
     let (peer, own) = if list == "ingress" { ("source", "destination") } else { ("destination", "source") };
     if chance(rng, 70) {
-        rule[peer] = match rng.u8(..8) {
+        rule[peer] = match rng.u8(..9) {
             6 => json!({ "serviceAccounts": { "names": ["robot"] } }),
             7 => json!({ "nets": ["192.168.7.0/30", "10.244.1.16/28"] }),
             0 | 1 => json!({ "selector": pick(rng, &SELECTORS) }),
             2 => {
                 json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) })
             }
-            3 => json!({ "nets": ["198.51.100.0/24", "10.244.1.0/27"], "notNets": ["198.51.100.128/25"] }),
+            3 | 8 => json!({ "nets": ["198.51.100.0/24", "10.244.1.0/27"], "notNets": ["198.51.100.128/25"] }),
             4 => json!({ "notSelector": pick(rng, &SELECTORS) }),
             _ => json!({ "nets": ["2001:db8::/32", "fd00:244:1::/64"], "notNets": ["2001:db8:1:ff::/64"] }),
         };
@@ -170,13 +173,15 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
     if chance(rng, 12) {
         rule[own] = json!({ "selector": pick(rng, &SELECTORS) });
     }
-    match rng.u8(..10) {
-        0..4 => {
+    match rng.u8(..14) {
+        0..8 => {
             rule["protocol"] = json!(pick(rng, &["TCP", "TCP", "UDP"]));
-            if chance(rng, 70) {
+            if chance(rng, 80) {
                 let ports = [
                     json!([80, 443]),
                     json!(["8000:8099"]),
+                    json!(["8000:8099"]),
+                    json!(["http", "dns"]),
                     json!(["http", "dns"]),
                     json!(["http"]),
                     json!(["1:65535"]),
@@ -187,13 +192,13 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
                 rule["destination"]["notPorts"] = json!([80, "8050:8099"]);
             }
         }
-        4 => rule["notProtocol"] = json!("UDP"),
-        5 => {
+        8 => rule["notProtocol"] = json!("UDP"),
+        9 => {
             rule["protocol"] = json!("ICMP");
             rule["icmp"] = json!({ "type": 8 });
         }
-        6 => rule["ipVersion"] = json!(*rng.choice(&[4, 6]).expect("not empty")),
-        7 => rule["protocol"] = json!(47),
+        10 => rule["ipVersion"] = json!(*rng.choice(&[4, 6]).expect("not empty")),
+        11 => rule["protocol"] = json!(47),
         _ => {}
     }
     rule
