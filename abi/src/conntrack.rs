@@ -85,6 +85,16 @@ pub const FLOW_OWN_NODE: u32 = 64;
 /// TCP picked up without a SYN.
 pub const FLOW_PICKED_UP: u32 = 128;
 
+/// Map `BUDGETS`: value (the key is the workload). The agent writes it whole, the programs add to `used`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct BudgetValue {
+    /// Entries of `FLOWS` that the workload has: as many as the agent last counted, and those opened since.
+    pub used: u64,
+    /// How many it may have.
+    pub limit: u64,
+}
+
 /// Map `DENIED`: value. Key: [`FlowKey`] with `KEY_FROM_POD` or `KEY_TO_POD` set.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -139,4 +149,11 @@ pub struct FragmentValue {
     pub seen_ns: u64,
 }
 
-crate::pin_size!(FlowKey = 32, FlowValue = 160, DeniedValue = 88, FragmentKey = 40, FragmentValue = 16);
+crate::pin_size!(
+    FlowKey = 32,
+    FlowValue = 160,
+    DeniedValue = 88,
+    FragmentKey = 40,
+    FragmentValue = 16,
+    BudgetValue = 16
+);

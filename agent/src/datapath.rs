@@ -9,6 +9,7 @@ pub mod load;
 pub mod maps;
 pub mod migrate;
 pub mod reconcile;
+pub mod room;
 mod syscall;
 
 pub use attach::{Attachments, Mark, Mechanism, Repair};

@@ -8,6 +8,7 @@ use crate::datapath::discover::Links;
 use crate::datapath::{Repair, adopt, reconcile};
 use crate::enforcer::Enforcer;
 use anyhow::Context;
+use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
 use reeve_policy::image::Image;
 use reeve_policy::model::{Level, Problem};
@@ -74,7 +75,10 @@ impl Enforcer {
         self.check_attached(&links, Look::Whole);
         let maps = &self.loaded.maps;
         let mut found = adopt::read(maps)?;
-        let mut differing = differences(&found.image, self.engine.image());
+        // Those that have no room are not expected there.
+        let mut wanted = self.engine.image().addresses.clone();
+        wanted.retain(|address, _| self.has_room(address));
+        let mut differing = differences(&found.image, self.engine.image(), &wanted);
         let places = maps.addresses.read()?.into_iter().filter(|(address, value)| {
             let wanted = self.engine.image().addresses.get(address);
             // Where no device is known, the one of before may still stand there.
@@ -88,7 +92,7 @@ impl Enforcer {
         }
         for (workload, image) in &self.engine.image().endpoints {
             let Some(device) = self.interfaces.get(workload) else { continue };
-            let wanted = reconcile::endpoint_row(*workload, image, device.ifindex);
+            let wanted = reconcile::endpoint_row(*workload, image, device.ifindex, self.known());
             if maps.endpoints.get(&device.ifindex)? != Some(wanted) {
                 *differing.entry("ENDPOINTS").or_default() += 1;
             }
@@ -140,9 +144,13 @@ impl Enforcer {
 }
 
 /// How many rows of each map differ.
-fn differences(found: &Image, wanted: &Image) -> BTreeMap<&'static str, usize> {
+fn differences(
+    found: &Image,
+    wanted: &Image,
+    addresses: &BTreeMap<Address, AddressValue>,
+) -> BTreeMap<&'static str, usize> {
     let counts = [
-        ("ADDRESSES", differing(&found.addresses, &wanted.addresses)),
+        ("ADDRESSES", differing(&found.addresses, addresses)),
         ("NETWORKS", differing(&found.networks, &wanted.networks)),
         ("CLASSES", differing(&found.classes, &wanted.classes)),
         ("PEERS", differing(&found.peers, &wanted.peers)),

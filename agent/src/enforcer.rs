@@ -8,15 +8,18 @@ use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Look, Mechanism, Resumed};
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::maps::Occupancy;
-use crate::datapath::reconcile::{self, Interfaces};
+use crate::datapath::reconcile::{self, Interfaces, Known};
+use crate::datapath::room::AddressRoom;
 use crate::datapath::{Adopted, Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::seed::TrackedTable;
+use crate::sweep::share;
 use crate::upgrade::{self, Upgrade};
 use crate::watch::files::Directory;
 use anyhow::Context;
-use reeve_abi::address::OWNER_CONTESTED;
+use reeve_abi::address::{Address, OWNER_CONTESTED};
+use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
@@ -57,6 +60,13 @@ pub struct Enforcer {
     pub(crate) problems: Vec<Problem>,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
+    /// Pods that have used up their share of the flow table.
+    pub(crate) crowded: Vec<Problem>,
+    /// Pods for which `ENDPOINTS` has no room.
+    homeless: BTreeMap<WorkloadId, Problem>,
+    room: AddressRoom,
+    /// Flows that had been denied for that when it was last looked at.
+    pub(crate) crowded_out: u64,
     pub(crate) node: String,
     /// The revision that the kernel enforces.
     pub(crate) active: u64,
@@ -153,6 +163,10 @@ impl Enforcer {
             file_problems: Vec::new(),
             problems: Vec::new(),
             drift: Vec::new(),
+            crowded: Vec::new(),
+            homeless: BTreeMap::new(),
+            room: AddressRoom::default(),
+            crowded_out: 0,
             node,
             active: 0,
             waiting: BTreeSet::new(),
@@ -271,6 +285,7 @@ impl Enforcer {
         let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
         if self.adopt_first {
             let found = adopt::read(&self.loaded.maps)?;
+            self.room = AddressRoom::new(self.loaded.maps.addresses.capacity(), &found.image.addresses);
             let update = self.engine.resume(&found.image);
             self.tell(update.entries)?;
             ops = update.plan;
@@ -323,8 +338,9 @@ impl Enforcer {
     }
 
     /// All problems: those of files and those of objects.
-    pub(crate) fn all_problems(&self) -> impl Iterator<Item = &Problem> {
-        self.file_problems.iter().chain(&self.problems).chain(&self.drift)
+    pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
+        let kept = self.file_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
+        kept.cloned().chain(self.unplaced_problems())
     }
 
     /// How many problems of a level there are.
@@ -347,7 +363,44 @@ impl Enforcer {
                 }
             }
         }
-        reconcile::apply(&self.loaded.maps, ops, &self.interfaces)
+        let before = self.known();
+        let ops = self.room.fit(ops);
+        let now = self.known();
+        if now == Known::Some && before == Known::All {
+            // Before an address is passed over, nobody may take it for one outside the cluster.
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        reconcile::apply(&self.loaded.maps, &ops, &self.interfaces, now)?;
+        if now == Known::All && before == Known::Some {
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        Ok(())
+    }
+
+    /// Whether every address has a place in the kernel.
+    pub(crate) fn known(&self) -> Known {
+        if self.room.waiting() == 0 { Known::All } else { Known::Some }
+    }
+
+    /// Whether this address has a place in the kernel.
+    pub(crate) fn has_room(&self, address: &Address) -> bool {
+        self.room.has(address)
+    }
+
+    /// What has no room in the kernel.
+    pub(crate) fn unplaced_problems(&self) -> Vec<Problem> {
+        let mut problems = self.homeless.values().cloned().collect::<Vec<_>>();
+        if self.known() == Known::Some {
+            problems.push(Problem {
+                level: Level::Warning,
+                object: format!("Node/{}", self.node),
+                field: "map ADDRESSES".to_owned(),
+                value: self.loaded.maps.addresses.capacity().to_string(),
+                what: format!("{} addresses have no room", self.room.waiting()),
+                effect: "workloads that a policy selects are denied every peer that is not known".to_owned(),
+            });
+        }
+        problems
     }
 
     /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished. What fails
@@ -363,6 +416,7 @@ impl Enforcer {
         self.interfaces.retain(|_, device| links.contains(device.ifindex));
         self.check_attached(&links, Look::Quick);
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
+        self.homeless.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         let mut tracked = TrackedTable::default();
@@ -431,7 +485,7 @@ impl Enforcer {
         self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
         self.interfaces.insert(workload, device.clone());
         for (address, value) in &self.engine.image().addresses {
-            if value.workload == workload {
+            if value.workload == workload && self.room.has(address) {
                 self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
         }
@@ -439,11 +493,23 @@ impl Enforcer {
         if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
             self.seed(workload, image, tracked)?;
         }
-        let row = reconcile::endpoint_row(workload, image, device.ifindex);
-        self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+        let row = reconcile::endpoint_row(workload, image, device.ifindex, self.known());
+        if let Err(error) = self.loaded.maps.endpoints.put(&device.ifindex, &row) {
+            if error.is_full() {
+                self.attachments.hold(&mut self.loaded, &device.name, device.ifindex)?;
+                self.interfaces.remove(&workload);
+                self.waiting.insert(workload);
+                self.homeless.insert(workload, self.homeless_problem(workload));
+            }
+            return Err(error.into());
+        }
+        let budget = BudgetValue { used: 0, limit: share(self.loaded.maps.flows.capacity()) };
+        self.loaded.maps.budgets.put_new(&workload.0, &budget)?;
         if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
             self.metrics.adopted_links.inc();
         }
+        self.homeless.remove(&workload);
+        self.attachments.release(device.ifindex)?;
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved
@@ -452,6 +518,20 @@ impl Enforcer {
             self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
         }
         Ok(())
+    }
+}
+
+impl Enforcer {
+    fn homeless_problem(&self, workload: WorkloadId) -> Problem {
+        let pod = self.engine.world().workloads.values().find(|pod| workload_id(&pod.uid) == workload);
+        Problem {
+            level: Level::Warning,
+            object: pod.map_or_else(|| workload.to_string(), |pod| format!("Pod/{}/{}", pod.namespace, pod.name)),
+            field: "map ENDPOINTS".to_owned(),
+            value: self.loaded.maps.endpoints.capacity().to_string(),
+            what: "there is no room for another endpoint".to_owned(),
+            effect: "everything that the pod sends or receives is dropped".to_owned(),
+        }
     }
 }
 

@@ -110,6 +110,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 continue;
             }
             _ = look_at_window.tick() => {
+                report(enforcer.sweep_if_crowded(&closed), "idle flows could not be ended");
                 report(windows.look(&mut enforcer), "the window could not be ended; counts stay in the kernel");
                 continue;
             }

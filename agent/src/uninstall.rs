@@ -22,7 +22,7 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     let mut removed = Vec::new();
     let (links, maps) = (config.link_pins(), config.map_pins());
     for path in entries(&links)? {
-        if attach::parse(&path).is_some() {
+        if attach::is_ours(&path) {
             file(path, &mut removed)?;
         }
     }

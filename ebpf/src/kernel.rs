@@ -9,11 +9,11 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use reeve_packet::env::Env;
 
@@ -124,6 +124,10 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
         maps::FLOWS.insert(key, value, 0).is_ok()
+    }
+    #[inline(always)]
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {
+        maps::BUDGETS.get_ptr_mut(&workload.0).and_then(NonNull::new)
     }
     #[inline(always)]
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>> {

@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use reeve_abi::address::{Address, AddressValue, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue};
@@ -39,6 +39,9 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 /// Flows.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(131_072, 0);
+/// Workload -> its share of `FLOWS`.
+#[map]
+pub static BUDGETS: HashMap<u64, BudgetValue> = HashMap::with_max_entries(4_096, 0);
 /// Denied tuples.
 #[map]
 pub static DENIED: LruHashMap<FlowKey, DeniedValue> = LruHashMap::with_max_entries(32_768, 0);

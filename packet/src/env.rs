@@ -3,11 +3,11 @@
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 
 /// The surroundings of one packet. In the kernel a TC context with BPF maps, on the host plain collections.
@@ -48,6 +48,8 @@ pub trait Env {
     fn flow(&self, key: &FlowKey) -> Option<NonNull<FlowValue>>;
     /// Writes a flow entry.
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool;
+    /// What an endpoint may still put into the flow table; none: nobody has set a limit.
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>>;
     /// Denied tuple's entry.
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>>;
     /// Writes a denied tuple's entry.

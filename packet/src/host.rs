@@ -16,11 +16,11 @@ use crate::env::Env;
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RANGE_BASE_BITS, RangeKey};
 use reeve_abi::stats;
 use std::cell::{Cell, RefCell};
@@ -44,7 +44,7 @@ impl<K: Eq + Hash + Copy + Ord, V: Copy> Table<K, V> {
         self.rows.borrow().get(key).copied()
     }
 
-    fn put(&self, key: &K, value: &V) -> bool {
+    pub(crate) fn put(&self, key: &K, value: &V) -> bool {
         if !self.has_room.get() && self.get(key).is_none() {
             return false;
         }
@@ -91,6 +91,7 @@ pub(crate) struct Host {
     pub(crate) ports: HashMap<PortKey, PortValue>,
     pub(crate) ranges: BTreeMap<RangeKey, PortValue>,
     pub(crate) flows: Table<FlowKey, FlowValue>,
+    pub(crate) budgets: Table<WorkloadId, BudgetValue>,
     pub(crate) denied: Table<FlowKey, DeniedValue>,
     pub(crate) edges: Table<EdgeKey, EdgeValue>,
     pub(crate) overflow: Table<EdgeKey, EdgeValue>,
@@ -119,6 +120,7 @@ impl Host {
             ports: HashMap::new(),
             ranges: BTreeMap::new(),
             flows: Table::new(),
+            budgets: Table::new(),
             denied: Table::new(),
             edges: Table::new(),
             overflow: Table::new(),
@@ -211,6 +213,9 @@ impl Env for Host {
     }
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
         self.flows.put(key, value)
+    }
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {
+        self.budgets.get(&workload)
     }
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>> {
         self.denied.get(key)

@@ -3,6 +3,7 @@
 //! Invariant: a packet that the walk does not understand, or whose state it cannot read whole, is dropped; a frame of
 //! an interface without endpoint is not ours and goes on.
 
+use crate::budget;
 use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::judge::{self, Peer, Ruling};
@@ -497,7 +498,7 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         arrives_by: if direction == DIRECTION_INGRESS && original { env.ingress_ifindex().wrapping_add(1) } else { 0 },
         reserved: 0,
     };
-    if !env.put_flow(&s.key, &s.flow) {
+    if !budget::take(env, s.endpoint.workload) || !env.put_flow(&s.key, &s.flow) {
         // Without the entry nobody could tell its replies from new flows.
         env.count(stats::FLOWS_LOST);
         s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);

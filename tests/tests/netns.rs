@@ -21,6 +21,8 @@ mod numbers;
 mod origin;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/room.rs"]
+mod room;
 #[path = "netns/upgrade.rs"]
 mod upgrade;
 #[path = "netns/windows.rs"]

@@ -6,7 +6,7 @@
 pub mod clsact;
 mod tcx;
 
-use super::load::{FROM_POD, LoadError, Loaded, TO_POD};
+use super::load::{FROM_POD, HOLD, LoadError, Loaded, TO_POD};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
@@ -242,6 +242,36 @@ impl Attachments {
         Ok(replaced)
     }
 
+    /// Drops everything at a device for which there is no row to judge by, until [`Attachments::release`].
+    pub fn hold(&mut self, loaded: &mut Loaded, interface: &str, ifindex: u32) -> Result<(), AttachError> {
+        for hook in HOOKS {
+            match (&self.directory, self.mechanism) {
+                (_, Mechanism::Clsact) => {
+                    // In the place of the program that judges, which takes it when there is room.
+                    clsact::attach(loaded, Hook { program: HOLD, ..hook }, interface, ifindex)?;
+                }
+                (Some(directory), Mechanism::Tcx) => {
+                    // Asked of the device: a pin may be that of one that went, or of an earlier agent.
+                    let hold = Hook { program: HOLD, ..hook };
+                    if tcx::standing(loaded, hold, interface, ifindex)? == tcx::Standing::Missing {
+                        let link = tcx::close(loaded, hook, interface, ifindex)?;
+                        let path = directory.join(hold_name(ifindex, hook));
+                        remove(&path)?;
+                        tcx::pin(link, &path)?;
+                    }
+                }
+                (None, Mechanism::Tcx) => {} // tests without pins have room
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what [`Attachments::hold`] put there; nothing there is fine.
+    pub fn release(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        HOOKS.iter().try_for_each(|hook| remove(&directory.join(hold_name(ifindex, *hook))))
+    }
+
     /// Looks whether our programs still stand at an interface, first in their chains, and puts right what is wrong.
     /// Filters are only looked at with [`Look::Whole`].
     pub fn check(
@@ -306,6 +336,7 @@ impl Attachments {
     /// Takes both programs off an interface (its pod or the device itself is gone). Filters go with the device.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.held.remove(&ifindex);
+        self.release(ifindex)?;
         if let Some(directory) = &self.directory {
             for hook in HOOKS {
                 remove(&directory.join(pin_name(ifindex, hook)))?;
@@ -322,6 +353,16 @@ pub enum Look {
     Quick,
     /// At everything.
     Whole,
+}
+
+fn hold_name(ifindex: u32, hook: Hook) -> String {
+    format!("{ifindex}-hold-{}", hook.side)
+}
+
+/// Whether a pin is one of ours.
+pub(crate) fn is_ours(path: &Path) -> bool {
+    let text = path.to_string_lossy().replacen("-hold-", "-", 1);
+    parse(Path::new(&text)).is_some()
 }
 
 /// Interface and hook of a pin's path.

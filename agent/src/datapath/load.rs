@@ -210,6 +210,7 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
         ports: table(programs, "PORTS")?,
         ranges: table(programs, "RANGES")?,
         flows: table(programs, "FLOWS")?,
+        budgets: table(programs, "BUDGETS")?,
         denied: table(programs, "DENIED")?,
         edges: table(programs, "EDGES")?,
         overflow: table(programs, "OVERFLOW")?,

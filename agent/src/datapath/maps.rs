@@ -5,7 +5,7 @@ use super::syscall;
 use bytemuck::Pod;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
@@ -23,6 +23,7 @@ pub const PINNED: &[&str] = &[
     "PORTS",
     "RANGES",
     "FLOWS",
+    "BUDGETS",
     "DENIED",
     "EDGES",
     "OVERFLOW",
@@ -220,6 +221,7 @@ pub struct Maps {
     pub ports: Table<PortKey, PortValue>,
     pub ranges: Table<RangeKey, PortValue>,
     pub flows: Table<FlowKey, FlowValue>,
+    pub budgets: Table<u64, BudgetValue>,
     pub denied: Table<FlowKey, DeniedValue>,
     pub edges: Table<EdgeKey, EdgeValue>,
     pub overflow: Table<EdgeKey, EdgeValue>,

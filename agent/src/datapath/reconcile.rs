@@ -20,7 +20,7 @@ pub type Interfaces = BTreeMap<WorkloadId, Device>;
 
 /// Carries out the operations. With an error those before the failing one are done, and the rest is not: the caller
 /// reads the maps back ([`super::adopt::read`]) and plans anew.
-pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), MapError> {
+pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces, known: Known) -> Result<(), MapError> {
     let mut rest = ops.iter().peekable();
     let mut flipped = false;
     while let Some(op) = rest.peek() {
@@ -68,7 +68,7 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
             }
             Op::PutEndpoint(workload, image) => {
                 if let Some(device) = interfaces.get(workload) {
-                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device.ifindex))?;
+                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device.ifindex, known))?;
                 }
                 rest.next();
             }
@@ -93,8 +93,36 @@ fn is_removal(op: &Op) -> bool {
     matches!(op, DeletePort(_) | DeleteRange(_) | DeletePeer(_) | DeleteClass(_) | DeleteNetwork(_) | DeleteAddress(_))
 }
 
+/// Whether the kernel knows every address that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It does.
+    All,
+    /// Some have no room: selected endpoints deny whoever is not known.
+    Some,
+}
+
+impl Known {
+    /// The bit of an endpoint's row.
+    fn flag(self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Some => ENDPOINT_ADDRESSES_INCOMPLETE,
+        }
+    }
+}
+
+/// Says at every endpoint whether all addresses are known.
+pub fn set_known(maps: &Maps, known: Known) -> Result<(), MapError> {
+    for (ifindex, row) in maps.endpoints.read()? {
+        let flags = row.flags & !ENDPOINT_ADDRESSES_INCOMPLETE | known.flag();
+        maps.endpoints.put(&ifindex, &EndpointValue { flags, ..row })?;
+    }
+    Ok(())
+}
+
 /// The kernel's row of an endpoint on an interface.
-pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, ifindex: u32) -> EndpointValue {
+pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, ifindex: u32, known: Known) -> EndpointValue {
     let ready = if image.ready { ENDPOINT_READY } else { 0 };
     let incomplete = if image.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
     EndpointValue {
@@ -102,7 +130,7 @@ pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, ifindex: u32) -
         tail_ifindex: ifindex,
         head_revision: image.revision,
         tail_revision: image.revision,
-        flags: ready | incomplete,
+        flags: ready | incomplete | known.flag(),
         workload,
         identity: image.identity,
         policies: image.policies,

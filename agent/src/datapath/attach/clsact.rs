@@ -2,7 +2,7 @@
 //! ours, so that the next agent replaces them in place.
 
 use super::{AttachError, HOOKS, Hook, attach_error};
-use crate::datapath::load::Loaded;
+use crate::datapath::load::{HOLD, Loaded};
 use aya::programs::ProgramError;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use std::io;
@@ -73,7 +73,8 @@ pub fn detach_everywhere() -> Result<Vec<String>, AttachError> {
     let mut freed = Vec::new();
     for interface in interfaces() {
         for hook in HOOKS {
-            if detach(&interface, hook)? {
+            let held = detach(&interface, Hook { program: HOLD, ..hook })?;
+            if detach(&interface, hook)? || held {
                 freed.push(format!("{interface} {}", hook.side));
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::env::Action::{Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided, ports};
+use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::decision;
 use reeve_abi::edge::{EDGE_BANK, EDGE_OVERFLOW};
 use reeve_abi::event::EVENT_DENIED;
@@ -146,6 +147,24 @@ fn a_count_without_any_row_is_counted_as_lost_and_the_packet_judged_all_the_same
     assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 53)), Continue);
     assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
     assert_eq!(world.host.stat(stats::EDGES_LOST), 2);
+}
+
+#[test]
+fn a_pod_that_has_used_up_its_share_opens_nothing_more_and_keeps_what_it_has() {
+    let mut world = world();
+    world.host.budgets.put(&POD.workload(), &BudgetValue { used: 0, limit: 3 });
+    for port in 1..=3 {
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(port, 53)), Continue);
+    }
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(4, 53)), Drop);
+    let told = world.events().pop().expect("the denial is told");
+    assert_eq!((told.kind, told.decision), (EVENT_DENIED, decision::FLOW_TABLE_FULL));
+    assert_eq!(world.host.stat(stats::FLOW_BUDGET), 1);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(3, 53)), Continue, "a flow that it has goes on");
+    // The agent has counted anew.
+    world.host.budgets.put(&POD.workload(), &BudgetValue { used: 2, limit: 3 });
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(4, 53)), Continue);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(5, 53)), Drop);
 }
 
 #[test]
