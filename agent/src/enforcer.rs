@@ -509,7 +509,7 @@ impl Enforcer {
             self.metrics.adopted_links.inc();
         }
         self.homeless.remove(&workload);
-        self.attachments.release(device.ifindex)?;
+        self.attachments.release(&device.name, device.ifindex)?;
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved

@@ -266,10 +266,17 @@ impl Attachments {
         Ok(())
     }
 
-    /// Takes away what [`Attachments::hold`] put there; nothing there is fine.
-    pub fn release(&mut self, ifindex: u32) -> Result<(), AttachError> {
+    /// Takes away what [`Attachments::hold`] put there, and waits until it is gone; nothing there is fine.
+    pub fn release(&mut self, interface: &str, ifindex: u32) -> Result<(), AttachError> {
         let Some(directory) = &self.directory else { return Ok(()) };
-        HOOKS.iter().try_for_each(|hook| remove(&directory.join(hold_name(ifindex, *hook))))
+        for hook in HOOKS {
+            let path = directory.join(hold_name(ifindex, hook));
+            if path.exists() {
+                remove(&path)?;
+                tcx::wait_until_open(hook, interface, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks whether our programs still stand at an interface, first in their chains, and puts right what is wrong.
@@ -315,8 +322,9 @@ impl Attachments {
                         path.as_deref().map_or(Ok(()), remove)?;
                         tcx::wait_for_release(loaded, hook, interface, ifindex)?;
                         let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
-                        drop(closed);
                         self.put(ifindex, hook, link);
+                        drop(closed);
+                        tcx::wait_until_open(hook, interface, ifindex)?;
                         repairs.push(Repair::First);
                     }
                 },
@@ -336,10 +344,10 @@ impl Attachments {
     /// Takes both programs off an interface (its pod or the device itself is gone). Filters go with the device.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.held.remove(&ifindex);
-        self.release(ifindex)?;
         if let Some(directory) = &self.directory {
             for hook in HOOKS {
                 remove(&directory.join(pin_name(ifindex, hook)))?;
+                remove(&directory.join(hold_name(ifindex, hook)))?;
             }
         }
         Ok(())

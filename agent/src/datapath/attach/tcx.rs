@@ -80,6 +80,22 @@ pub(super) fn wait_for_release(
     Ok(())
 }
 
+/// Waits until nobody's program drops everything at the hook.
+pub(super) fn wait_until_open(hook: Hook, interface: &str, ifindex: u32) -> Result<(), AttachError> {
+    let failed = attach_error(interface, ifindex, hook);
+    let begun = Instant::now();
+    loop {
+        let (_, chain) = SchedClassifier::query_tcx(interface, hook.at).map_err(&failed)?;
+        if !chain.iter().any(|program| program.name_as_str() == Some(HOLD)) {
+            return Ok(());
+        }
+        if begun.elapsed() > RELEASE {
+            return Err(failed(ProgramError::AlreadyAttached));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Where our program stands at an interface.
 pub(super) fn standing(
     loaded: &mut Loaded,
