@@ -39,6 +39,8 @@ fixed! {
     INCONSISTENT_STATE = 22, "inconsistentState";
     /// Deny: the peer's address is unknown while some address could not be stored.
     ADDRESSES_INCOMPLETE = 23, "addressesIncomplete";
+    /// Deny: several pods claim an address of this flow, so it is nobody's.
+    CONTESTED_ADDRESS = 26, "contestedAddress";
     /// Deny: the flow could not be stored, so its replies could not be told.
     FLOW_TABLE_FULL = 25, "flowTableFull";
 }

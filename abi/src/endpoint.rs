@@ -39,6 +39,10 @@ pub struct EndpointValue {
 pub const ENDPOINT_READY: u32 = 1;
 /// An address could not be stored: a look-up that misses is denied for selected subjects.
 pub const ENDPOINT_ADDRESSES_INCOMPLETE: u32 = 2;
+/// Its IPv4 address is claimed by others too: no IPv4 packet passes.
+pub const ENDPOINT_CONTESTED_V4: u32 = 4;
+/// The same for IPv6.
+pub const ENDPOINT_CONTESTED_V6: u32 = 8;
 
 /// Towards the pod.
 pub const DIRECTION_INGRESS: u32 = 0;

@@ -443,7 +443,10 @@ impl Enforcer {
             if self.attachments.is_attached(device.ifindex) {
                 continue;
             }
-            self.loaded.maps.endpoints.put(&device.ifindex, &closed(claimant, device.ifindex))?;
+            // Which of several claimants is behind it cannot be told, so no policy is asked either.
+            let image = EndpointImage { contested: [true; 2], ready: false, ..EndpointImage::default() };
+            let row = reconcile::endpoint_row(claimant, &image, device.ifindex, self.known());
+            self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
             self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
             tracing::warn!(interface = device.name, %address, "closed: several pods claim the address behind it");
         }

@@ -14,7 +14,9 @@ use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
 use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS, EndpointValue};
+use reeve_abi::endpoint::{
+    DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, EndpointValue,
+};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_abi::{decision, event, stats};
@@ -103,6 +105,10 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         return refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
     }
     s.key = flow::key(s.endpoint.workload, hook, &s.packet);
+    let contested = if s.packet.v6 == 1 { ENDPOINT_CONTESTED_V6 } else { ENDPOINT_CONTESTED_V4 };
+    if s.endpoint.flags & contested != 0 {
+        return refuse(env, hook, s, decision::CONTESTED_ADDRESS);
+    }
     if matches!(hook, Hook::FromPod) {
         let own = if s.packet.v6 == 1 { s.endpoint.address_v6 } else { s.endpoint.address_v4 };
         if s.packet.source != own || own == Address::default() {

@@ -12,7 +12,7 @@ mod rows;
 mod subject;
 
 use crate::delta::{Delta, set};
-use crate::identity::{Prefixes, Reads};
+use crate::identity::{Prefixes, Reading, Reads};
 use crate::image::{EndpointImage, Image, mapped, position, truncate};
 use crate::model::{Direction, Family, Policy, World};
 use crate::plan::Shows;
@@ -56,6 +56,12 @@ pub(crate) struct Compiler {
     prepared: Prepared,
     classes: Classes,
 }
+
+/// What applies to an endpoint in one direction and family; `None`: nothing selects it.
+type HeldPolicy = Option<(PolicyNumber, Arc<Applied>)>;
+
+/// The same, by what it depends on.
+type KnownPolicies = HashMap<(IdentityId, Direction, Family), HeldPolicy>;
 
 /// What a step has to look at again.
 #[derive(Debug, Default)]
@@ -152,6 +158,9 @@ impl Compiler {
             self.prepared.forget(policy);
         }
         let flipped = self.reads.replace(befores, afters);
+        if flipped == Reading::default() {
+            return;
+        }
         unsettled.pods.extend(self.pods.showing(&flipped).cloned());
         if flipped.networks.is_empty() {
             return;
@@ -215,7 +224,7 @@ impl Compiler {
         };
         let key = mapped(address);
         let before = self.image.addresses.get(&key).copied();
-        let identity = identity.map(|identity| self.identities.show(identity));
+        let identity = identity.map(|identity| self.identities.show(&identity));
         let after =
             identity.map(|identity| AddressValue { identity, workload, owner: kind, ..AddressValue::default() });
         if let Some(before) = before {
@@ -237,7 +246,7 @@ impl Compiler {
             set(&mut self.image.networks, &mut delta.networks, key, None);
         }
         for (key, identity) in wanted {
-            let identity = self.identities.show(identity);
+            let identity = self.identities.show(&identity);
             if let Some(before) = self.image.networks.get(&key) {
                 self.identities.hide(before.identity);
             }
@@ -263,13 +272,13 @@ impl Compiler {
 
     fn settle_endpoints(&mut self, world: &World, uids: &BTreeSet<String>, pending: &mut Pending, delta: &mut Delta) {
         // Pods that policies see alike share the work.
-        let mut known: HashMap<(IdentityId, Direction, Family), Option<(PolicyNumber, Arc<Applied>)>> = HashMap::new();
+        let mut known = KnownPolicies::new();
         for uid in uids {
             let id = workload_id(uid);
             let before = self.image.endpoints.get(&id).copied();
             let after = self.endpoint(world, uid, &mut known);
             if let Some((endpoint, shown, _)) = &after {
-                same(id, &endpoint.identity, &self.identities.hold(shown.clone()));
+                same(id, &endpoint.identity, &self.identities.hold(shown));
             }
             for (number, applied) in after.iter().flat_map(|(_, _, held)| held).flatten() {
                 self.classes.hold(*number, applied, pending);
@@ -287,22 +296,25 @@ impl Compiler {
     }
 
     /// A local pod's endpoint, its identity and its policies.
-    #[allow(clippy::type_complexity, reason = "said once, taken apart at once")]
     fn endpoint(
         &mut self,
         world: &World,
         uid: &str,
-        known: &mut HashMap<(IdentityId, Direction, Family), Option<(PolicyNumber, Arc<Applied>)>>,
-    ) -> Option<(EndpointImage, Identity, Vec<Option<(PolicyNumber, Arc<Applied>)>>)> {
+        known: &mut KnownPolicies,
+    ) -> Option<(EndpointImage, Identity, Vec<HeldPolicy>)> {
         let pod = self.pods.get(uid).filter(|pod| self.pods.is_local(pod))?;
-        let own: BTreeSet<IpAddr> = pod.workload.addresses.iter().copied().collect();
-        let owned = |address: &&IpAddr| matches!(self.claims.owner(**address, &self.pods, &self.node), Owner::Pod(owner) if owner == uid);
-        let own: Vec<IpAddr> = own.iter().filter(owned).copied().collect();
+        let claimed: BTreeSet<IpAddr> = pod.workload.addresses.iter().copied().collect();
+        let owner = |address: &IpAddr| self.claims.owner(*address, &self.pods, &self.node);
+        let claimed: Vec<(IpAddr, Owner)> = claimed.iter().map(|address| (*address, owner(address))).collect();
         let mut endpoint = EndpointImage { ready: true, ..EndpointImage::default() };
         let mut shown = None;
         let mut held = Vec::new();
         for family in [Family::V4, Family::V6] {
-            let address = own.iter().find(|address| address.is_ipv4() == (family == Family::V4));
+            let of_family = || claimed.iter().filter(|(address, _)| address.is_ipv4() == (family == Family::V4));
+            let is_own = |owner: &Owner| matches!(owner, Owner::Pod(owner) if owner == uid);
+            let address = of_family().find(|(_, owner)| is_own(owner)).map(|(address, _)| address);
+            endpoint.contested[usize::from(family == Family::V6)] =
+                address.is_none() && of_family().any(|(_, owner)| *owner == Owner::Contested);
             let mut identity = pod.bare.clone();
             if let Some(address) = address {
                 identity.networks = self.prefixes.containing(*address, if address.is_ipv4() { 32 } else { 128 });

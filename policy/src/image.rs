@@ -29,6 +29,8 @@ pub struct EndpointImage {
     pub ready: bool,
     /// An address could not be stored: a look-up that misses is denied where a policy selects it.
     pub incomplete: bool,
+    /// Whether others claim its address of a family (IPv4, IPv6) too: nothing of that family passes.
+    pub contested: [bool; 2],
 }
 
 /// The maps' content.
@@ -71,6 +73,9 @@ impl Image {
         port: u16,
     ) -> Option<DecisionId> {
         let endpoint = self.endpoints.get(&subject)?;
+        if endpoint.contested[usize::from(family == Family::V6)] {
+            return Some(decision::CONTESTED_ADDRESS);
+        }
         if !endpoint.ready {
             return Some(decision::NOT_READY);
         }

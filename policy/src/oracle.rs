@@ -165,7 +165,8 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
 /// The first of the pods that claim an address.
 fn claimant(world: &World, address: IpAddr) -> Option<Arc<Workload>> {
     let address = address.to_canonical();
-    world.workloads.values().find(|pod| pod.addresses.contains(&address)).map(Arc::clone)
+    let claims = |pod: &&Arc<Workload>| !pod.ended && !pod.host_network && pod.addresses.contains(&address);
+    world.workloads.values().find(claims).map(Arc::clone)
 }
 
 /// What becomes of a pod whose address others claim too: it neither sends nor receives by it.

@@ -1,7 +1,9 @@
 //! Reads the pinned maps back into an image: where the difference to the wanted one starts after a restart.
 
 use super::maps::{MapError, Maps};
-use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY};
+use reeve_abi::endpoint::{
+    ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, ENDPOINT_READY,
+};
 use reeve_abi::ids::{IdentityId, Revision, WorkloadId};
 use reeve_policy::image::{EndpointImage, Image};
 use std::collections::BTreeMap;
@@ -48,6 +50,7 @@ pub fn read(maps: &Maps) -> Result<Found, MapError> {
                 revision: value.head_revision,
                 ready: value.flags & ENDPOINT_READY != 0,
                 incomplete: value.flags & ENDPOINT_ADDRESSES_INCOMPLETE != 0,
+                contested: [ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6].map(|flag| value.flags & flag != 0),
             },
         );
     }

@@ -8,7 +8,9 @@ use super::maps::{MapError, Maps, Table};
 use bytemuck::Pod;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
 use reeve_abi::config::Config;
-use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue};
+use reeve_abi::endpoint::{
+    ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, ENDPOINT_READY, EndpointValue,
+};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::EndpointImage;
 use reeve_policy::plan::Op;
@@ -125,12 +127,14 @@ pub fn set_known(maps: &Maps, known: Known) -> Result<(), MapError> {
 pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, ifindex: u32, known: Known) -> EndpointValue {
     let ready = if image.ready { ENDPOINT_READY } else { 0 };
     let incomplete = if image.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
+    let [v4, v6] = image.contested;
+    let contested = if v4 { ENDPOINT_CONTESTED_V4 } else { 0 } | if v6 { ENDPOINT_CONTESTED_V6 } else { 0 };
     EndpointValue {
         head_ifindex: ifindex,
         tail_ifindex: ifindex,
         head_revision: image.revision,
         tail_revision: image.revision,
-        flags: ready | incomplete | known.flag(),
+        flags: ready | incomplete | contested | known.flag(),
         workload,
         identity: image.identity,
         policies: image.policies,

@@ -31,7 +31,7 @@ pub(super) struct Classes {
     /// Which peers include an identity.
     matching: Matching,
     members: HashMap<IdentityId, Member>,
-    classes: HashMap<ClassId, Class>,
+    held: HashMap<ClassId, Class>,
     /// Names of ports that live policies read, and those that do.
     readers: HashMap<String, BTreeSet<PolicyNumber>>,
     /// Classes whose last identity has left; some may have got another since.
@@ -162,7 +162,7 @@ impl Classes {
             self.classify(id, identities, &mut made, out);
         }
         for id in std::mem::take(&mut self.emptied) {
-            if self.classes.get(&id).is_some_and(|class| class.members == 0) {
+            if self.held.get(&id).is_some_and(|class| class.members == 0) {
                 made.remove(&id);
                 self.desert(id, out);
             }
@@ -285,20 +285,20 @@ impl Classes {
     }
 
     fn join(&mut self, id: ClassId, content: Class, made: &mut BTreeSet<ClassId>) {
-        let peers = &mut self.peers;
-        let class = self.classes.entry(id).or_insert_with(|| {
-            made.insert(id);
-            for peer in &content.matched {
-                peers.get_mut(peer).expect("it is matched").classes.insert(id);
-            }
-            Class { matched: content.matched.clone(), ports: content.ports.clone(), ..content }
-        });
-        same(id, &(&class.matched, &class.ports), &(&content.matched, &content.ports));
-        class.members += 1;
+        if let Some(held) = self.held.get_mut(&id) {
+            same(id, &(&held.matched, &held.ports), &(&content.matched, &content.ports));
+            held.members += 1;
+            return;
+        }
+        made.insert(id);
+        for peer in &content.matched {
+            self.peers.get_mut(peer).expect("it is matched").classes.insert(id);
+        }
+        self.held.insert(id, Class { members: 1, ..content });
     }
 
     fn leave(&mut self, id: ClassId) {
-        if let Some(class) = self.classes.get_mut(&id) {
+        if let Some(class) = self.held.get_mut(&id) {
             class.members -= 1;
             if class.members == 0 {
                 self.emptied.insert(id);
@@ -315,7 +315,7 @@ impl Classes {
                 self.release_table(&row, out);
             }
         }
-        let class = self.classes.remove(&id).expect("it was there");
+        let class = self.held.remove(&id).expect("it was there");
         for peer in &class.matched {
             if let Some(used) = self.peers.get_mut(peer) {
                 used.classes.remove(&id);
@@ -325,7 +325,7 @@ impl Classes {
 
     /// Policies that may treat a class apart.
     fn policies_for(&self, id: ClassId) -> BTreeSet<PolicyNumber> {
-        let class = &self.classes[&id];
+        let class = &self.held[&id];
         if class.contested {
             return self.live.keys().copied().collect();
         }
@@ -341,7 +341,7 @@ impl Classes {
         let by_peer = live.peers.iter().flatten().flatten().flat_map(|peer| &self.peers[peer].classes).copied();
         let mut classes: BTreeSet<ClassId> = by_peer.collect();
         let apart = |class: &Class| class.contested || live.reads_names && !class.ports.ports.is_empty();
-        classes.extend(self.classes.iter().filter(|(_, class)| apart(class)).map(|(id, _)| *id));
+        classes.extend(self.held.iter().filter(|(_, class)| apart(class)).map(|(id, _)| *id));
         for class in classes {
             self.row(number, class, out);
         }
@@ -350,7 +350,7 @@ impl Classes {
     /// Makes a policy's row for a class, where it differs from that of class 0.
     fn row(&mut self, number: PolicyNumber, id: ClassId, out: &mut Output<'_>) {
         let live = self.live.get_mut(&number).expect("it lives");
-        let class = self.classes.get(&id);
+        let class = self.held.get(&id);
         let row = match class {
             Some(class) if class.contested => {
                 Arc::new(rows::single(Decision::bare(Verdict::Deny, DefaultDecider::ContestedAddress)))

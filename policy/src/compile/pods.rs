@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(super) struct Pods {
     /// This node's name.
     node: String,
-    pods: HashMap<String, Pod>,
+    all: HashMap<String, Pod>,
     by_namespace: HashMap<String, BTreeSet<String>>,
     /// Those on this node.
     local: BTreeSet<String>,
@@ -28,7 +28,7 @@ pub(super) struct Pod {
 
 impl Pods {
     pub(super) fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), pods: HashMap::new(), by_namespace: HashMap::new(), local: BTreeSet::new() }
+        Self { node: node.to_owned(), all: HashMap::new(), by_namespace: HashMap::new(), local: BTreeSet::new() }
     }
 
     /// UIDs of those on this node.
@@ -41,13 +41,13 @@ impl Pods {
     }
 
     pub(super) fn get(&self, uid: &str) -> Option<&Pod> {
-        self.pods.get(uid)
+        self.all.get(uid)
     }
 
     /// Takes a pod in place of what it was. Its identity is for [`Pods::identify`] to find.
     pub(super) fn replace(&mut self, uid: &str, after: Option<&Arc<Workload>>, reads: &Reads, world: &World) {
         let after = after.filter(|workload| claims(workload));
-        let before = self.pods.get(uid).map(|pod| pod.workload.namespace.clone());
+        let before = self.all.get(uid).map(|pod| pod.workload.namespace.clone());
         if let Some(namespace) = before
             && after.is_none_or(|after| after.namespace != namespace)
             && let Some(all) = self.by_namespace.get_mut(&namespace)
@@ -58,7 +58,7 @@ impl Pods {
             }
         }
         let Some(after) = after else {
-            self.pods.remove(uid);
+            self.all.remove(uid);
             self.local.remove(uid);
             return;
         };
@@ -68,18 +68,18 @@ impl Pods {
             self.local.remove(uid);
         }
         self.by_namespace.entry(after.namespace.clone()).or_default().insert(uid.to_owned());
-        match self.pods.get_mut(uid) {
+        match self.all.get_mut(uid) {
             Some(pod) => pod.workload = Arc::clone(after),
             None => {
                 let pod = Pod { workload: Arc::clone(after), bare: reads.pod(world, after) };
-                self.pods.insert(uid.to_owned(), pod);
+                self.all.insert(uid.to_owned(), pod);
             }
         }
     }
 
     /// Finds a pod's identity anew; whether it is another one.
     pub(super) fn identify(&mut self, uid: &str, reads: &Reads, world: &World) -> bool {
-        let Some(pod) = self.pods.get_mut(uid) else { return false };
+        let Some(pod) = self.all.get_mut(uid) else { return false };
         let bare = reads.pod(world, &pod.workload);
         let other = bare != pod.bare;
         pod.bare = bare;
@@ -91,11 +91,11 @@ impl Pods {
     }
 
     pub(super) fn of_account<'a>(&'a self, namespace: &str, name: &'a str) -> impl Iterator<Item = &'a String> {
-        self.in_namespace(namespace).filter(move |uid| self.pods[*uid].workload.service_account == name)
+        self.in_namespace(namespace).filter(move |uid| self.all[*uid].workload.service_account == name)
     }
 
     /// Those that show anything of this.
     pub(super) fn showing<'a>(&'a self, read: &'a Reading) -> impl Iterator<Item = &'a String> {
-        self.pods.iter().filter(|(_, pod)| read.is_shown_by(&pod.workload)).map(|(uid, _)| uid)
+        self.all.iter().filter(|(_, pod)| read.is_shown_by(&pod.workload)).map(|(uid, _)| uid)
     }
 }

@@ -163,7 +163,8 @@ fn pod_whose_address_is_claimed_before_it_is_attached_is_closed() {
     stage.lab.manifests().write("pod-shop-twin", &twin).expect("written");
     stage.start();
     // Nothing selects anybody here: without the quarrel this connection is let through.
-    assert_eq!((get(&client, &web), get(&web, &client)), (Err(NoAnswer::TimedOut), Err(NoAnswer::TimedOut)));
+    stage.denies(&client, &web, WEB, "contestedAddress");
+    stage.denies(&web, &client, WEB, "contestedAddress");
     stage.lab.manifests().remove("pod-shop-twin").expect("removed");
     stage.settled();
     stage.allows(&client, &web, WEB, "noPolicySelects");
