@@ -184,7 +184,12 @@ mod tests {
         check(|now| now.boot = "c".to_owned(), "booted");
         check(|now| now.edges = 6, "another one");
         check(|now| now.lost = 3, "1 counts found no row");
-        check(|now| drop(now.marks.remove("8-to")), "8-to is gone");
+        check(
+            |now| {
+                now.marks.remove("8-to");
+            },
+            "8-to is gone",
+        );
         assert_eq!(Missed::between(None, &checkpoint(), subject).flags(WorkloadId(1)), [Flag::Unproven]);
     }
 

@@ -25,7 +25,7 @@ use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::stats;
 use reeve_policy::engine::Engine;
-use reeve_policy::image::EndpointImage;
+use reeve_policy::image::{self, EndpointImage};
 use reeve_policy::limits::Limits;
 use reeve_policy::model::{Level, Problem, Workload};
 use reeve_policy::plan::Op;
@@ -444,7 +444,18 @@ impl Enforcer {
                 continue;
             }
             // Which of several claimants is behind it cannot be told, so no policy is asked either.
-            let image = EndpointImage { contested: [true; 2], ready: false, ..EndpointImage::default() };
+            // It may say where it is: without that nothing reaches it, and nobody is told why.
+            let (address_v4, address_v6) = match address {
+                IpAddr::V4(_) => (image::mapped(address), Address::default()),
+                IpAddr::V6(_) => (Address::default(), image::mapped(address)),
+            };
+            let image = EndpointImage {
+                contested: [true; 2],
+                ready: false,
+                address_v4,
+                address_v6,
+                ..EndpointImage::default()
+            };
             let row = reconcile::endpoint_row(claimant, &image, device.ifindex, self.known());
             self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
             self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;

@@ -235,6 +235,10 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    fn ports(local: u32, remote: u32) -> u32 {
+        (local << 16) + remote
+    }
+
     struct Known;
 
     impl Owners for Known {
@@ -289,8 +293,8 @@ mod tests {
         assert_eq!(
             rows(&[tracked(17, original, reply)]),
             [
-                (1, ip(SERVICE), 40_000 << 16 | 80, DIRECTION_EGRESS, 80),
-                (2, ip(POD), 8080 << 16 | 40_000, DIRECTION_INGRESS, 8080),
+                (1, ip(SERVICE), ports(40_000, 80), DIRECTION_EGRESS, 80),
+                (2, ip(POD), ports(8080, 40_000), DIRECTION_INGRESS, 8080),
             ]
         );
     }
@@ -301,7 +305,7 @@ mod tests {
         let reply = way(OTHER, 8080, NODE, 61_000);
         let seeds = seeds(&[tracked(TCP, original, reply)], &Known, 5);
         let (key, value) = seeds.rows.first_key_value().expect("one row");
-        assert_eq!((key.remote, key.ports), (mapped(ip(NODE)), 8080 << 16 | 61_000));
+        assert_eq!((key.remote, key.ports), (mapped(ip(NODE)), ports(8080, 61_000)));
         assert_eq!((value.flags & FLOW_OWN_NODE, value.decision), (0, ESTABLISHED_BEFORE), "a client is not the node");
         let probe = seeds_of_probe();
         assert_eq!((probe.flags & FLOW_OWN_NODE, probe.decision), (FLOW_OWN_NODE, OWN_NODE));

@@ -1,6 +1,5 @@
 //! Taking over from an agent whose maps had another layout: its programs go on with its maps until each is replaced.
 
-use crate::datapath::attach::AttachError;
 use crate::datapath::grace::grace;
 use crate::datapath::migrate::{self, Fate};
 use crate::datapath::{Adopted, Loaded, MapError};
@@ -56,7 +55,7 @@ impl Enforcer {
     /// the earlier agent's programs, and takes over what those had counted. Returns counts that no map has room for.
     pub(crate) fn finish_upgrade(&mut self) -> anyhow::Result<Vec<(EdgeKey, EdgeValue)>> {
         let Some(upgrade) = &self.upgrade else { return Ok(Vec::new()) };
-        let mut left_over = self.attachments.pinned().map_err(AttachError::from)?;
+        let mut left_over = self.attachments.pinned()?;
         left_over.retain(|ifindex, _| !self.attachments.is_attached(*ifindex));
         for ifindex in left_over.keys() {
             if self.loaded.maps.endpoints.get(ifindex)?.is_some() {

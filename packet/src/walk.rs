@@ -452,25 +452,26 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         }
         let middle = flags == ct::FLOW_PICKED_UP && s.packet.tcp_flags & parse::tcp::SYN == 0;
         let mixed = s.config.mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
-        if !s.ruling.allows() && (middle || mixed) {
-            if let Some(opened) = flow::opposite_port(&s.packet) {
-                // Perhaps the middle of a connection that the other side opened.
-                let other = judge::rule(
-                    env,
-                    &s.endpoint,
-                    flow::opposite(direction),
-                    s.packet.v6,
-                    &s.peer,
-                    s.packet.protocol,
-                    opened,
-                );
-                if other.allows() {
-                    s.ruling = other;
-                    direction = flow::opposite(direction);
-                    judged = opened;
-                    if !middle {
-                        env.count(stats::EITHER_ORIENTATION);
-                    }
+        if !s.ruling.allows()
+            && (middle || mixed)
+            && let Some(opened) = flow::opposite_port(&s.packet)
+        {
+            // Perhaps the middle of a connection that the other side opened.
+            let other = judge::rule(
+                env,
+                &s.endpoint,
+                flow::opposite(direction),
+                s.packet.v6,
+                &s.peer,
+                s.packet.protocol,
+                opened,
+            );
+            if other.allows() {
+                s.ruling = other;
+                direction = flow::opposite(direction);
+                judged = opened;
+                if !middle {
+                    env.count(stats::EITHER_ORIENTATION);
                 }
             }
         }
