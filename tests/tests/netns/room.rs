@@ -4,6 +4,7 @@ use crate::windows::{SINK, Sums, datagrams, received, windowed};
 use reeve_tests::lab::until;
 use reeve_tests::stage::{RECORD_PATIENCE, WEB, get};
 use reeve_tests::traffic::{NoAnswer, PATIENCE};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -129,4 +130,51 @@ fn endpoint_without_room_is_closed_whole_and_named_until_there_is_room() {
     stage.allows(&late, &client, WEB, "noPolicySelects");
     assert!(stage.problems("map ENDPOINTS").is_empty());
     stage.denies(&late, &web, WEB, "web-clients");
+}
+
+/// An IPv4 packet with a part of a UDP datagram; the kernel fills in length and checksum.
+fn fragment(from: IpAddr, to: IpAddr, identification: u16, place: u16, part: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else { panic!("IPv4 only") };
+    let mut packet = vec![0x45, 0, 0, 0];
+    packet.extend(identification.to_be_bytes());
+    packet.extend(place.to_be_bytes());
+    packet.extend([64, 17, 0, 0]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(part);
+    packet
+}
+
+#[test]
+fn fragments_whose_beginning_had_no_room_are_denied_by_name() {
+    if crate::skipped() {
+        return;
+    }
+    /// More fragments follow.
+    const MORE: u16 = 0x2000;
+    let (mut stage, web, client, _, sink) = windowed("r-fragments", 600, "[map-entries]\nFRAGMENTS = 16\n");
+    sink.set_read_timeout(Some(PATIENCE)).expect("set");
+    let raw = client.netns().run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))));
+    let raw = raw.expect("entered").expect("a raw socket");
+    let (from, to) = (client.v4(), web.v4());
+    let send = |identification: u16, place: u16, part: &[u8]| {
+        let target = SocketAddr::new(to, 0).into();
+        raw.send_to(&fragment(from, to, identification, place, part), &target).expect("sent");
+    };
+    // Ports 7 and 9000, 24 bytes, no checksum; the first eight bytes of content, and the other eight.
+    let [first, later] = [[&[0, 7, 0x23, 0x28, 0, 24, 0, 0], &b"01234567"[..]].concat(), b"89abcdef".to_vec()];
+    let mut bytes = [0; 64];
+    send(1, MORE, &first);
+    send(1, 2, &later);
+    assert_eq!(sink.recv(&mut bytes).expect("control: with room it comes through whole"), 16);
+    send(2, MORE, &first);
+    for identification in 3..400 {
+        send(identification, MORE, &first);
+    }
+    send(2, 2, &later);
+    let unknown =
+        |row: &serde_json::Value| row["decision"]["default"] == "unknownFragment" && row["source"]["pod"] == "client";
+    stage.records().wait_for(RECORD_PATIENCE, unknown).expect("the denial is told");
+    assert!(sink.recv(&mut bytes).is_err(), "half a datagram is none");
+    stage.allows(&client, &web, WEB, "web-clients");
 }
