@@ -163,8 +163,12 @@ fn pod_whose_address_is_claimed_before_it_is_attached_is_closed() {
     stage.lab.manifests().write("pod-shop-twin", &twin).expect("written");
     stage.start();
     // Nothing selects anybody here: without the quarrel this connection is let through.
-    stage.denies(&client, &web, WEB, "contestedAddress");
-    stage.denies(&web, &client, WEB, "contestedAddress");
+    assert_eq!((get(&client, &web), get(&web, &client)), (Err(NoAnswer::TimedOut), Err(NoAnswer::TimedOut)));
+    // Nobody answers for the address, so what is sent to it goes no further than the node's neighbour table.
+    let told = |record: &serde_json::Value| {
+        record["decision"]["default"] == "contestedAddress" && record["source"]["ip"] == web.v4().to_string()
+    };
+    stage.records().wait_for(PATIENCE, told).expect("what it sends is denied by name");
     stage.lab.manifests().remove("pod-shop-twin").expect("removed");
     stage.settled();
     stage.allows(&client, &web, WEB, "noPolicySelects");
