@@ -22,7 +22,7 @@ fixed! {
     /// Allow: ARP or neighbour discovery for the pod's own addresses.
     NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
     /// Allow, until the next packet is judged: the connection was there before its endpoint was enforced.
-    ESTABLISHED_BEFORE = 6, "establishedBefore";
+    ESTABLISHED_BEFORE = 7, "establishedBefore";
     /// Deny: headers that cannot be read.
     MALFORMED_PACKET = 16, "malformedPacket";
     /// Deny: a source address that is not the sender's.

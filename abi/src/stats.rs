@@ -46,12 +46,12 @@ stats! {
     /// ICMP errors let through because they quote a live flow.
     RELATED_ICMP = 17, "related_icmp";
     /// Counts that went to a reserved row, as `EDGES` had no room.
-    EDGES_OVERFLOWED = 18, "edges_overflowed";
+    EDGES_OVERFLOWED = 22, "edges_overflowed";
     /// Flows let through because the other orientation is allowed while programs of two generations are attached.
-    EITHER_ORIENTATION = 19, "either_orientation";
+    EITHER_ORIENTATION = 23, "either_orientation";
     /// Flows denied because their endpoint had used up its share of the flow table.
-    FLOW_BUDGET = 20, "flow_budget";
+    FLOW_BUDGET = 24, "flow_budget";
 }
 
 /// Number of entries of map `STATS`.
-pub const COUNT: u32 = 21;
+pub const COUNT: u32 = 25;

@@ -129,12 +129,20 @@ impl Enforcer {
         Ok(())
     }
 
-    /// The settings that this agent never changes are the defaults.
+    /// Remembers the settings as they stand when everything is in force for the first time.
+    pub(crate) fn remember_settings(&mut self) -> anyhow::Result<()> {
+        if self.settings.is_none() && self.upgrade.is_none() {
+            self.settings = self.loaded.maps.config.get(&0)?;
+        }
+        Ok(())
+    }
+
+    /// Settings stay as they were, those excepted that this agent itself changes.
     fn attest_settings(&mut self) -> anyhow::Result<()> {
+        let Some(settings) = self.settings else { return Ok(()) };
         let maps = &self.loaded.maps;
         let found = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
-        let wanted =
-            Config { edges_bank: found.edges_bank & 1, address_epoch: found.address_epoch.max(1), ..Config::DEFAULT };
+        let wanted = Config { edges_bank: found.edges_bank & 1, address_epoch: found.address_epoch.max(1), ..settings };
         if found != wanted {
             maps.config.put(&0, &wanted)?;
             self.report_drift("CONFIG", 1, "map CONFIG", "settings were other ones");

@@ -3,7 +3,7 @@
 //! Invariant: nothing in the kernel changes before every file has been read once; an endpoint's row stands before its
 //! programs are attached; a device whose pod is gone stays closed until the device goes.
 
-use crate::config::{Attach, Config};
+use crate::config::{self, Attach};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Look, Mechanism, Resumed};
 use crate::datapath::discover::{self, Links, Place};
@@ -19,6 +19,7 @@ use crate::upgrade::{self, Upgrade};
 use crate::watch::files::Directory;
 use anyhow::Context;
 use reeve_abi::address::{Address, OWNER_CONTESTED};
+use reeve_abi::config::Config;
 use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
@@ -44,6 +45,9 @@ pub type SharedDictionary = Arc<RwLock<Dictionary>>;
 /// How often a pod's port is looked for before the agent is ready without it.
 const LOOKS_BEFORE_GIVING_UP: u32 = 20;
 
+/// How long programs are taken to stand where they were seen, unless interfaces change.
+const STAND_FOR: Duration = Duration::from_secs(1);
+
 /// Between two counts of the maps that traffic fills.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
@@ -60,6 +64,10 @@ pub struct Enforcer {
     pub(crate) problems: Vec<Problem>,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
+    /// The settings that are to stay.
+    pub(crate) settings: Option<Config>,
+    /// When it was last looked whether programs still stand, and which interfaces there were.
+    stood_at: Option<(Instant, Links)>,
     /// Pods that have used up their share of the flow table.
     pub(crate) crowded: Vec<Problem>,
     /// Pods for which `ENDPOINTS` has no room.
@@ -103,7 +111,7 @@ pub struct Enforcer {
 
 impl Enforcer {
     /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
-    pub async fn start(config: &Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub async fn start(config: &config::Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let node = config.node.clone().context("which node is this? give --node NAME")?;
         let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
@@ -163,6 +171,8 @@ impl Enforcer {
             file_problems: Vec::new(),
             problems: Vec::new(),
             drift: Vec::new(),
+            settings: None,
+            stood_at: None,
             crowded: Vec::new(),
             homeless: BTreeMap::new(),
             room: AddressRoom::default(),
@@ -297,6 +307,7 @@ impl Enforcer {
             let left = self.finish_upgrade()?;
             self.unplaced.extend(left);
         }
+        self.remember_settings()?;
         if self.is_resolving() {
             reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
         }
@@ -414,7 +425,11 @@ impl Enforcer {
             }
         }
         self.interfaces.retain(|_, device| links.contains(device.ifindex));
-        self.check_attached(&links, Look::Quick);
+        let stood = self.stood_at.as_ref().is_some_and(|(at, then)| at.elapsed() < STAND_FOR && *then == links);
+        if !stood {
+            self.check_attached(&links, Look::Quick);
+            self.stood_at = Some((Instant::now(), links.clone()));
+        }
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
         self.homeless.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));

@@ -37,10 +37,10 @@ pub enum Place {
 }
 
 /// The links of this network namespace at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links(BTreeMap<u32, Link>);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Link {
     name: String,
     kind: Option<InfoKind>,

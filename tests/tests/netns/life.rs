@@ -28,8 +28,8 @@ pub(crate) fn run(stage: &Stage, arguments: &[&str]) -> Output {
     let mut command = Command::new(agent_program().expect("a program"));
     command.args(arguments).arg("--bpffs").arg(node.bpffs()).arg("--run-dir").arg(node.run_directory());
     command.arg("--state-dir").arg(node.state_directory());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    node.spawn(&mut command).expect("started").wait_with_output().expect("ended")
+    command.stdin(Stdio::null());
+    node.netns().run(|| command.output()).expect("entered").expect("ran")
 }
 
 /// A connection that is used without a pause, until it is asked whether it ever broke.
