@@ -67,7 +67,7 @@ impl Enforcer {
 
     /// Reads everything back and compares it with the image.
     pub(crate) async fn attest(&mut self) -> anyhow::Result<()> {
-        if self.active == 0 || self.upgrade.is_some() || !self.ready() {
+        if self.active == 0 || self.upgrade.is_some() || self.adopt_first {
             return Ok(()); // what should be there is not known, or not there yet
         }
         self.drift.clear();

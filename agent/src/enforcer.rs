@@ -94,7 +94,7 @@ pub struct Enforcer {
     pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
-    adopt_first: bool,
+    pub(crate) adopt_first: bool,
     /// What is known of the time before this agent.
     missed: Missed,
     /// Interfaces that were here before this agent and that nobody enforced: what lives on them is not to be cut for

@@ -135,6 +135,9 @@ fn endpoint_without_room_is_closed_whole_and_named_until_there_is_room() {
     stage.denies(&late, &web, WEB, "web-clients");
 }
 
+/// In a packet's place: more fragments follow.
+const MORE: u16 = 0x2000;
+
 /// An IPv4 packet with a part of a UDP datagram; the kernel fills in length and checksum.
 fn fragment(from: IpAddr, to: IpAddr, identification: u16, place: u16, part: &[u8]) -> Vec<u8> {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else { panic!("IPv4 only") };
@@ -153,8 +156,6 @@ fn fragments_whose_beginning_had_no_room_are_denied_by_name() {
     if crate::skipped() {
         return;
     }
-    /// More fragments follow.
-    const MORE: u16 = 0x2000;
     let (mut stage, web, client, _, sink) = windowed("r-fragments", 600, "[map-entries]\nFRAGMENTS = 16\n");
     sink.set_read_timeout(Some(PATIENCE)).expect("set");
     let raw = client.netns().run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))));

@@ -201,6 +201,22 @@ fn port_scan_that_overflows_the_map_is_counted_whole_and_its_decider_named() {
     assert!(agent.metric("reeve_windows_total", &state("filling")).expect("a metric") > 0.0, "not after 600 s");
 }
 
+#[test]
+fn window_ends_early_when_its_map_is_filling_and_nothing_overflows() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, _, guest, _sink) = windowed("w-filling", 600, "[map-entries]\nEDGES = 4096\n");
+    let denied = datagrams(&guest, &web, 20_000..21_400, 1_400); // a row at each end
+    let mut sums = Sums::default();
+    sums.check(&mut stage, "what web did not get", denied, received("deny"));
+    stage.settled();
+    let state = |state| [("state", state)];
+    let agent = stage.agent();
+    assert!(agent.metric("reeve_windows_total", &state("filling")).expect("a metric") > 0.0, "not after 600 s");
+    assert_eq!(agent.metric("reeve_datapath_packets_total", &state("edges_overflowed")).expect("a metric"), 0.0);
+}
+
 /// Flags of the rows that tell these datagrams.
 pub(crate) fn flags(sums: &Sums, wanted: impl Fn(&Value) -> bool) -> BTreeSet<String> {
     sums.rows.iter().filter(|row| wanted(row)).map(|row| row["flags"].to_string()).collect()
