@@ -147,6 +147,10 @@ pub struct FragmentValue {
     pub kind: u32,
     /// When the first fragment came, ns.
     pub seen_ns: u64,
+    /// Where the first fragment ends, in bytes of what was fragmented: a later one that begins before overlaps it.
+    pub first_end: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
 
 crate::pin_size!(
@@ -154,6 +158,6 @@ crate::pin_size!(
     FlowValue = 160,
     DeniedValue = 88,
     FragmentKey = 40,
-    FragmentValue = 16,
+    FragmentValue = 24,
     BudgetValue = 16
 );

@@ -23,7 +23,8 @@ fixed! {
     NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
     /// Allow, until the next packet is judged: the connection was there before its endpoint was enforced.
     ESTABLISHED_BEFORE = 7, "establishedBefore";
-    /// Deny: headers that cannot be read.
+    /// Deny: headers that cannot be read, that contradict each other, or by which the packet would reach another
+    /// destination than it shows (source routes); a fragment that overlaps the first one.
     MALFORMED_PACKET = 16, "malformedPacket";
     /// Deny: a source address that is not the sender's.
     SPOOFED_SOURCE = 17, "spoofedSource";
@@ -33,7 +34,8 @@ fixed! {
     UNKNOWN_FRAGMENT = 19, "unknownFragment";
     /// Deny: not IP and not neighbour discovery.
     NOT_IP = 20, "notIp";
-    /// Deny: forged ARP or neighbour discovery, or a router advertisement or redirect from a pod.
+    /// Deny: forged ARP or neighbour discovery, or a router's message from a pod (advertisement, redirect, question who
+    /// listens to groups); neighbour discovery in fragments.
     FORGED_NEIGHBOUR = 21, "forgedNeighbour";
     /// Deny: the endpoint's state could not be read whole, or a table row that must exist does not.
     INCONSISTENT_STATE = 22, "inconsistentState";

@@ -146,6 +146,45 @@ to shop/web (10.0.0.3, a pod on node-1)
 }
 
 #[test]
+fn what_staged_policies_would_change_stands_below_what_is_enforced() {
+    let cluster = cluster();
+    let staged = "
+apiVersion: projectcalico.org/v3
+kind: StagedGlobalNetworkPolicy
+metadata: {name: pci-isolation, uid: uid-next}
+spec: {selector: has(PCI), types: [Ingress], ingress: [{action: Deny}]}
+";
+    write(cluster.path(), "staged.yaml", staged);
+    let directory = cluster.path().to_str().expect("text");
+    let question = ["explain", "payments/card-api", "payments/card-db:5432/TCP", "--manifests", directory];
+    let told = reeve(&question);
+    let out = "\
+ALLOW  payments/card-api -> payments/card-db:5432/TCP
+
+from payments/card-api (10.0.0.1, a pod on node-1)
+  labels      PCI=true, app=card-api
+  egress      allow
+  decided by  GlobalNetworkPolicy pci-isolation egress rule 0
+  path        tier default: allowed by GlobalNetworkPolicy pci-isolation rule 0
+  staged      allow
+  decided by  no policy selects
+
+to payments/card-db (10.0.0.2, a pod on node-1)
+  labels      PCI=true, app=card-db
+  ingress     allow
+  decided by  GlobalNetworkPolicy pci-isolation ingress rule 0
+  path        tier default: allowed by GlobalNetworkPolicy pci-isolation rule 0
+  staged      deny
+  decided by  StagedGlobalNetworkPolicy pci-isolation ingress rule 0
+  path        tier default: denied by StagedGlobalNetworkPolicy pci-isolation rule 0
+";
+    assert_eq!((told.out.as_str(), told.err.as_str(), told.code), (out, "", 0), "the exit code is the enforced one's");
+    let told = reeve(&[&question[..], &["--output", "json"]].concat()).json();
+    assert_eq!(told["staged"]["egress"], json!({"verdict": "allow", "default": "noPolicySelects"}));
+    assert_eq!((&told["verdict"], &told["staged"]["ingress"]["verdict"]), (&json!("allow"), &json!("deny")));
+}
+
+#[test]
 fn own_node_is_let_in_and_pings_are_echo_requests() {
     explains(
         &["192.168.0.1", "payments/card-db/ICMP", "--node", "node-1"],

@@ -15,7 +15,7 @@ use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
-use reeve_packet::env::Env;
+use reeve_packet::env::{Bytes, Env};
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -33,7 +33,7 @@ impl Kernel<'_> {
     }
 }
 
-impl Env for Kernel<'_> {
+impl Bytes for Kernel<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         // SAFETY: `into` has N bytes; the helper copies from linear and paged parts alike, or fails whole.
@@ -49,6 +49,13 @@ impl Env for Kernel<'_> {
     fn vlan(&self) -> bool {
         self.skb().vlan_present != 0
     }
+    #[inline(always)]
+    fn offloaded(&self) -> bool {
+        self.skb().gso_size != 0
+    }
+}
+
+impl Env for Kernel<'_> {
     #[inline(always)]
     fn segments(&self) -> u32 {
         let segments = self.skb().gso_segs;

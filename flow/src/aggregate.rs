@@ -81,6 +81,7 @@ pub fn window<N: Names>(
         verdict: verdict.into(),
         decision: namer.decision(key.decision, verdict),
         previous: None,
+        staged: None,
         policy_revision: key.revision.0,
         source,
         destination,

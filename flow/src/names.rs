@@ -93,6 +93,7 @@ impl<N: Names> Namer<'_, N> {
             verdict: event.verdict.into(),
             decision: self.decision(raw.decision, event.verdict),
             previous,
+            staged: None,
             policy_revision: raw.revision.0,
             source,
             destination,

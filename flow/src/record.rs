@@ -39,6 +39,9 @@ pub struct FlowRecord {
     /// The decision that held before, where another one has taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<RecordedDecision>,
+    /// What would be decided if every staged policy were applied, where other policies would then be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<RecordedDecision>,
     /// Revision of the policies that were in force at this endpoint.
     pub policy_revision: u64,
     /// The side that began.

@@ -102,10 +102,14 @@ pub fn decider_text(decision: &Decision) -> String {
             let direction = direction_name(rule.direction);
             let name = rule.rule_name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
             match rule.policy.kind {
-                PolicyKind::NetworkPolicy => format!("{policy} {direction}[{}]{name}", rule.rule),
-                PolicyKind::GlobalNetworkPolicy | PolicyKind::CalicoNetworkPolicy => {
-                    format!("{policy} {direction} rule {}{name}", rule.rule)
+                PolicyKind::NetworkPolicy | PolicyKind::StagedKubernetesNetworkPolicy => {
+                    format!("{policy} {direction}[{}]{name}", rule.rule)
                 }
+                PolicyKind::GlobalNetworkPolicy
+                | PolicyKind::CalicoNetworkPolicy
+                | PolicyKind::ClusterNetworkPolicy
+                | PolicyKind::StagedGlobalNetworkPolicy
+                | PolicyKind::StagedNetworkPolicy => format!("{policy} {direction} rule {}{name}", rule.rule),
             }
         }
         Decider::Default(DefaultDecider::TierDefault) => {
@@ -167,6 +171,10 @@ pub const fn kind_name(kind: PolicyKind) -> &'static str {
         PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy",
         PolicyKind::CalicoNetworkPolicy => "CalicoNetworkPolicy",
         PolicyKind::NetworkPolicy => "NetworkPolicy",
+        PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        PolicyKind::StagedGlobalNetworkPolicy => "StagedGlobalNetworkPolicy",
+        PolicyKind::StagedNetworkPolicy => "StagedNetworkPolicy",
+        PolicyKind::StagedKubernetesNetworkPolicy => "StagedKubernetesNetworkPolicy",
     }
 }
 
@@ -262,6 +270,9 @@ fn notes(record: &FlowRecord) -> String {
     }
     if let Some(previous) = &record.previous {
         notes.push(format!("before: {}", decision_text(previous)));
+    }
+    if let Some(staged) = &record.staged {
+        notes.push(format!("staged: {} by {}", RecordVerdict::from(staged.verdict()).name(), decision_text(staged)));
     }
     for flag in &record.flags {
         notes.push(match flag {

@@ -10,16 +10,23 @@ use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 
-/// The surroundings of one packet. In the kernel a TC context with BPF maps, on the host plain collections.
-///
-/// Pointers into maps stay valid until the program ends; other CPUs may write behind them at the same time.
-pub trait Env {
+/// One frame: all that parsing asks for.
+pub trait Bytes {
     /// Copies `N` bytes of the frame from `offset` on; false if the frame is shorter.
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool;
     /// Length of the frame in bytes, headers of all layers included.
     fn frame_bytes(&self) -> u32;
     /// Whether the frame carries a VLAN tag outside its bytes.
     fn vlan(&self) -> bool;
+    /// Whether the frame is to be cut into packets later (segmentation offload): only then may it be too long for the
+    /// length fields of its headers.
+    fn offloaded(&self) -> bool;
+}
+
+/// The surroundings of one packet. In the kernel a TC context with BPF maps, on the host plain collections.
+///
+/// Pointers into maps stay valid until the program ends; other CPUs may write behind them at the same time.
+pub trait Env: Bytes {
     /// How many packets the frame stands for on the wire (segmentation offload), at least 1.
     fn segments(&self) -> u32;
     /// Interface at which the program runs.

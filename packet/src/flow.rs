@@ -101,10 +101,10 @@ pub fn opposite(direction: u32) -> u32 {
     if direction == DIRECTION_EGRESS { DIRECTION_INGRESS } else { DIRECTION_EGRESS }
 }
 
-/// Whether the packet opens a TCP connection.
+/// Whether the packet opens a TCP connection. FIN beside SYN is no excuse: some stacks open one all the same.
 #[inline(always)]
 pub fn is_bare_syn(packet: &Packet) -> bool {
-    packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
 }
 
 /// Flow bits that a packet in the original direction (`original`) or back adds.

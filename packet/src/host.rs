@@ -12,7 +12,7 @@ pub(crate) use world::{
     ports,
 };
 
-use crate::env::Env;
+use crate::env::{Bytes, Env};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
@@ -77,6 +77,7 @@ pub(crate) struct Host {
     pub(crate) frame: Vec<u8>,
     pub(crate) vlan: bool,
     pub(crate) segments: u32,
+    pub(crate) offloaded: bool,
     pub(crate) ifindex: u32,
     pub(crate) ingress_ifindex: u32,
     pub(crate) now_ns: u64,
@@ -107,6 +108,7 @@ impl Host {
             frame: Vec::new(),
             vlan: false,
             segments: 1,
+            offloaded: false,
             ifindex: 0,
             ingress_ifindex: 0,
             now_ns: 1_000 * reeve_abi::config::SECOND_NS,
@@ -149,7 +151,7 @@ fn range_bytes(key: &RangeKey) -> [u8; 12] {
     bytes
 }
 
-impl Env for Host {
+impl Bytes for Host {
     fn load<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
         let at = offset as usize;
         let Some(bytes) = self.frame.get(at..at + N) else { return false };
@@ -162,6 +164,12 @@ impl Env for Host {
     fn vlan(&self) -> bool {
         self.vlan
     }
+    fn offloaded(&self) -> bool {
+        self.offloaded
+    }
+}
+
+impl Env for Host {
     fn segments(&self) -> u32 {
         self.segments
     }

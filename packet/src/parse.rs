@@ -1,8 +1,9 @@
 //! Reads a frame down to the ports: Ethernet, ARP, IPv4 with options, IPv6 with extension headers, TCP, UDP, SCTP, ICMP.
 //!
-//! Invariant: a packet is read whole or not at all; lengths that contradict each other make it malformed.
+//! Invariant: a packet is read whole or not at all; lengths that contradict each other make it malformed, and so does a
+//! route in the header by which it would reach another destination than it shows.
 
-use crate::env::Env;
+use crate::env::Bytes;
 use reeve_abi::address::Address;
 
 /// IP protocol numbers that are read further.
@@ -22,6 +23,25 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// More extension headers than this make a packet malformed.
 const MAX_EXTENSIONS: u32 = 8;
+/// IPv6 extension headers that are walked: RFC 8200 without those that end the chain.
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION: u8 = 60;
+}
+/// IPv4 options with meaning for where a packet goes: end of list, padding, loose and strict source route.
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const PADDING: u8 = 1;
+    pub(super) const LOOSE_ROUTE: u8 = 131;
+    pub(super) const STRICT_ROUTE: u8 = 137;
+    /// An IPv4 header has room for no more bytes of them.
+    pub(super) const MAX_BYTES: u32 = 40;
+}
+/// No packet is larger when it is put together from fragments.
+const MAX_REASSEMBLED_BYTES: u32 = 65_535;
 
 /// TCP flags.
 pub mod tcp {
@@ -70,6 +90,8 @@ pub struct Packet {
     pub fragment: u32,
     /// Identification, for fragments.
     pub identification: u32,
+    /// Bytes into what was fragmented: where a first fragment ends, where a later one begins.
+    pub fragment_edge: u32,
     /// 1 for IPv6.
     pub v6: u32,
     /// Source port, host byte order.
@@ -114,7 +136,7 @@ impl Packet {
 
 /// Reads an Ethernet frame.
 #[inline(always)]
-pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+pub fn frame<B: Bytes>(env: &B, packet: &mut Packet) -> Kind {
     let mut kind = [0u8; 2];
     if !env.load(12, &mut kind) {
         return Kind::Malformed;
@@ -131,7 +153,7 @@ pub fn frame<E: Env>(env: &E, packet: &mut Packet) -> Kind {
 }
 
 #[inline(always)]
-fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
+fn arp<B: Bytes>(env: &B, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 28];
     if !env.load(ETHERNET_BYTES, &mut h) {
         return Kind::Malformed;
@@ -152,7 +174,7 @@ fn arp<E: Env>(env: &E, packet: &mut Packet) -> Kind {
 
 /// Reads an IPv4 packet at `offset`. `quoted`: inside an ICMP error, where the payload may be cut off.
 #[inline(always)]
-pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
+pub fn ipv4<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 20];
     if !env.load(offset, &mut h) {
         return Kind::Malformed;
@@ -163,10 +185,13 @@ pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
     }
     let available = env.frame_bytes().saturating_sub(offset);
     let mut total = u32::from(u16::from_be_bytes([h[2], h[3]]));
-    if total == 0 {
-        total = available; // offloaded packets over 64 KiB
+    if total == 0 && (quoted || env.offloaded()) {
+        total = available; // offloaded packets over 64 KiB do not fit the field
     }
     if total < header_bytes || (total > available && !quoted) || header_bytes > available {
+        return Kind::Malformed;
+    }
+    if header_bytes > 20 && !quoted && !options_are_plain(env, offset + 20, offset + header_bytes) {
         return Kind::Malformed;
     }
     let field = u16::from_be_bytes([h[6], h[7]]);
@@ -179,19 +204,62 @@ pub fn ipv4<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
     packet.destination = Address::v4([h[16], h[17], h[18], h[19]]);
     packet.l4_offset = offset + header_bytes;
     packet.identification = u32::from(u16::from_be_bytes([h[4], h[5]]));
-    packet.fragment = if field & 0x1fff != 0 {
-        FRAGMENT_LATER
-    } else if field & 0x2000 != 0 {
-        FRAGMENT_FIRST
-    } else {
-        FRAGMENT_NONE
-    };
+    let begins = u32::from(field & 0x1fff) * 8;
+    if !fragment(packet, begins, field & 0x2000 != 0, total - header_bytes) && !quoted {
+        return Kind::Malformed;
+    }
     layer4(env, quoted, packet)
+}
+
+/// Whether every IPv4 option can be read and none makes the destination another than the header shows.
+#[inline(always)]
+fn options_are_plain<B: Bytes>(env: &B, from: u32, to: u32) -> bool {
+    let mut at = from;
+    let mut left = option::MAX_BYTES;
+    while at < to && left > 0 {
+        left -= 1;
+        let (mut kind, mut length) = ([0u8], [0u8]);
+        if !env.load(at, &mut kind) {
+            return false;
+        }
+        match kind[0] {
+            option::END => return true,
+            option::PADDING => at += 1,
+            option::LOOSE_ROUTE | option::STRICT_ROUTE => return false,
+            _ => {
+                if !env.load(at + 1, &mut length) || length[0] < 2 {
+                    return false;
+                }
+                at += u32::from(length[0]);
+            }
+        }
+    }
+    at == to
+}
+
+/// Notes which part of a fragmented packet this is: `bytes` from `begins` on, with `more` to come. False if no sender
+/// cuts a packet like that: an empty part, a part that is not the last and ends between the steps of 8 bytes that
+/// offsets count in, or one beyond the end of the largest packet.
+#[inline(always)]
+fn fragment(packet: &mut Packet, begins: u32, more: bool, bytes: u32) -> bool {
+    if begins == 0 && !more {
+        packet.fragment = FRAGMENT_NONE;
+        packet.fragment_edge = 0;
+        return true;
+    }
+    if begins == 0 {
+        packet.fragment = FRAGMENT_FIRST;
+        packet.fragment_edge = bytes;
+    } else {
+        packet.fragment = FRAGMENT_LATER;
+        packet.fragment_edge = begins;
+    }
+    bytes != 0 && (!more || bytes.is_multiple_of(8)) && begins + bytes <= MAX_REASSEMBLED_BYTES
 }
 
 /// Reads an IPv6 packet at `offset`; see [`ipv4`].
 #[inline(always)]
-pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
+pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -> Kind {
     let mut h = [0u8; 8];
     if !env.load(offset, &mut h)
         || !env.load(offset + 8, &mut packet.source.0)
@@ -204,7 +272,12 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
     }
     let available = env.frame_bytes().saturating_sub(offset);
     let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
-    let total = if payload == 0 { available } else { payload + 40 };
+    let mut total = payload + 40;
+    if payload == 0 && (quoted || env.offloaded()) {
+        total = available; // offloaded packets over 64 KiB do not fit the field
+    } else if payload == 0 && h[6] == extension::HOP_BY_HOP {
+        return Kind::Malformed; // a jumbogram, which no Ethernet device carries
+    }
     if total > available && !quoted {
         return Kind::Malformed;
     }
@@ -213,11 +286,20 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
     packet.end = if total > available { offset + available } else { offset + total };
     packet.hop_limit = h[7];
     packet.fragment = FRAGMENT_NONE;
+    packet.fragment_edge = 0;
     packet.identification = 0;
     let mut next = h[6];
     let mut at = offset + 40;
     let mut left = MAX_EXTENSIONS;
-    while matches!(next, 0 | 43 | 60 | 51 | 44) {
+    let mut cut = false;
+    while matches!(
+        next,
+        extension::HOP_BY_HOP
+            | extension::ROUTING
+            | extension::FRAGMENT
+            | extension::AUTHENTICATION
+            | extension::DESTINATION
+    ) {
         if left == 0 {
             return Kind::Malformed;
         }
@@ -226,25 +308,36 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
         if at + 8 > packet.end || !env.load(at, &mut e) {
             return Kind::Malformed;
         }
-        if next == 44 {
-            if packet.fragment != FRAGMENT_NONE {
+        if next == extension::HOP_BY_HOP && at != offset + 40 {
+            return Kind::Malformed; // its place is first; receivers know no other
+        }
+        if next == extension::ROUTING && e[3] != 0 && !quoted {
+            return Kind::Malformed; // segments are left: the destination shown is not the one that is reached
+        }
+        if next == extension::FRAGMENT {
+            if cut {
                 return Kind::Malformed; // a fragment of a fragment
             }
+            cut = true;
             let field = u16::from_be_bytes([e[2], e[3]]);
             packet.identification = u32::from_be_bytes([e[4], e[5], e[6], e[7]]);
             next = e[0];
             at += 8;
-            if field & 0xfff8 != 0 {
-                packet.fragment = FRAGMENT_LATER;
-                break;
+            let begins = u32::from(field & 0xfff8);
+            if !fragment(packet, begins, field & 1 != 0, packet.end.saturating_sub(at)) && !quoted {
+                return Kind::Malformed;
             }
-            if field & 1 != 0 {
-                packet.fragment = FRAGMENT_FIRST;
+            if packet.fragment == FRAGMENT_LATER {
+                break; // what follows is payload, whatever it looks like
             }
             continue;
         }
+        if next == extension::AUTHENTICATION && e[1] == 0 {
+            return Kind::Malformed; // shorter than its own fixed part
+        }
         // Authentication headers count in units of 4 bytes, the others in units of 8.
-        let bytes = if next == 51 { (u32::from(e[1]) + 2) * 4 } else { (u32::from(e[1]) + 1) * 8 };
+        let bytes =
+            if next == extension::AUTHENTICATION { (u32::from(e[1]) + 2) * 4 } else { (u32::from(e[1]) + 1) * 8 };
         next = e[0];
         at += bytes;
         if at > packet.end {
@@ -257,7 +350,7 @@ pub fn ipv6<E: Env>(env: &E, offset: u32, quoted: bool, packet: &mut Packet) -> 
 }
 
 #[inline(always)]
-fn layer4<E: Env>(env: &E, quoted: bool, packet: &mut Packet) -> Kind {
+fn layer4<B: Bytes>(env: &B, quoted: bool, packet: &mut Packet) -> Kind {
     packet.source_port = 0;
     packet.destination_port = 0;
     packet.tcp_flags = 0;
@@ -270,7 +363,9 @@ fn layer4<E: Env>(env: &E, quoted: bool, packet: &mut Packet) -> Kind {
     let at = packet.l4_offset;
     let mut h = [0u8; 8];
     if packet.has_ports() || packet.is_icmp() {
-        if at + 8 > packet.end || !env.load(at, &mut h) {
+        // An error quotes eight bytes of what it is about, whatever the protocol.
+        let least = if packet.protocol == protocol::SCTP && !quoted { 12 } else { 8 };
+        if at + least > packet.end || !env.load(at, &mut h) {
             return Kind::Malformed;
         }
     } else if packet.protocol == protocol::ICMP || packet.protocol == protocol::ICMPV6 {

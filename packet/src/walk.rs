@@ -100,10 +100,6 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         Finding::Other => {}
         finding => return discovered(env, hook, s, finding),
     }
-    if s.packet.fragment != 0 && !ports_of_fragment(env, hook, s) {
-        s.key = flow::key(s.endpoint.workload, hook, &s.packet);
-        return refuse(env, hook, s, decision::UNKNOWN_FRAGMENT);
-    }
     s.key = flow::key(s.endpoint.workload, hook, &s.packet);
     let contested = if s.packet.v6 == 1 { ENDPOINT_CONTESTED_V6 } else { ENDPOINT_CONTESTED_V4 };
     if s.endpoint.flags & contested != 0 {
@@ -115,7 +111,16 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
             return refuse(env, hook, s, decision::SPOOFED_SOURCE);
         }
     }
-    if s.packet.is_icmp() && flow::icmp_error(&s.packet) && related(env, hook, s) {
+    // After the source: a first fragment in another pod's name must not say what that pod's later ones are.
+    if s.packet.fragment != 0 {
+        if let Some(reason) = ports_of_fragment(env, hook, s) {
+            return refuse(env, hook, s, reason);
+        }
+        s.key = flow::key(s.endpoint.workload, hook, &s.packet);
+    }
+    // What a later fragment carries is payload, also where a quoted packet would stand.
+    let quotes = s.packet.fragment != FRAGMENT_LATER && s.packet.is_icmp() && flow::icmp_error(&s.packet);
+    if quotes && related(env, hook, s) {
         env.count(stats::RELATED_ICMP);
         return Action::Continue;
     }
@@ -159,9 +164,9 @@ fn discovered<E: Env>(env: &E, hook: Hook, s: &mut Scratch, finding: Finding) ->
     refuse(env, hook, s, decision::FORGED_NEIGHBOUR)
 }
 
-/// Fills in the ports of a later fragment, or remembers those of a first one; false: unknown.
+/// Fills in the ports of a later fragment, or remembers those of a first one; else why it is to be denied.
 #[inline(always)]
-fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
+fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Option<DecisionId> {
     let p = &mut s.packet;
     let side = if matches!(hook, Hook::FromPod) { ct::KEY_FROM_POD } else { ct::KEY_TO_POD };
     let key = FragmentKey {
@@ -176,17 +181,23 @@ fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
             ports: u32::from(p.source_port) << 16 | u32::from(p.destination_port | p.icmp_id),
             kind: u32::from(p.protocol) << 16 | u32::from(p.icmp_type) << 8 | u32::from(p.icmp_code),
             seen_ns: s.now_ns,
+            first_end: p.fragment_edge,
+            reserved: 0,
         };
         if !env.put_fragment(&key, &value) {
             env.count(stats::FRAGMENTS_LOST);
         }
-        return true;
+        return None;
     }
     debug_assert!(p.fragment == FRAGMENT_LATER);
-    let Some(found) = env.fragment(&key) else { return false };
+    let Some(found) = env.fragment(&key) else { return Some(decision::UNKNOWN_FRAGMENT) };
     // The kernel itself gives up reassembly after 30 s (IPv4) or 60 s (IPv6).
     if s.now_ns.saturating_sub(found.seen_ns) > 60 * reeve_abi::config::SECOND_NS {
-        return false;
+        return Some(decision::UNKNOWN_FRAGMENT);
+    }
+    if p.fragment_edge < found.first_end {
+        env.count(stats::MALFORMED);
+        return Some(decision::MALFORMED_PACKET); // it would write over the header that was judged
     }
     p.protocol = (found.kind >> 16 & 0xff) as u8;
     if p.is_icmp() {
@@ -197,7 +208,7 @@ fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     }
     p.icmp_type = (found.kind >> 8 & 0xff) as u8;
     p.icmp_code = (found.kind & 0xff) as u8;
-    true
+    None
 }
 
 /// Whether an ICMP error quotes a live, allowed flow of this pod.
@@ -445,7 +456,9 @@ fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         flags = ct::FLOW_OWN_NODE;
     } else {
         s.ruling = judge::rule(env, &s.endpoint, direction, s.packet.v6, &s.peer, s.packet.protocol, port);
-        let answer = s.packet.protocol == parse::protocol::TCP && !flow::is_bare_syn(&s.packet)
+        // A later fragment has no flags to show; alone it is nobody's answer.
+        let segment = s.packet.protocol == parse::protocol::TCP && s.packet.fragment != FRAGMENT_LATER;
+        let answer = segment && !flow::is_bare_syn(&s.packet)
             || s.packet.is_icmp() && flow::icmp_query(&s.packet) == Some(false);
         if s.packet.protocol == parse::protocol::TCP && answer {
             flags = ct::FLOW_PICKED_UP;

@@ -199,7 +199,14 @@ impl Compiler {
                 unsettled.addresses.extend(self.claims.replace_node(before.as_deref(), after.as_deref()));
             }
             Touched::LocalAddresses { after, .. } => unsettled.addresses.extend(self.claims.replace_local(after)),
-            Touched::Policy { .. } | Touched::Tiers => {}
+            // Policies are taken in apart. Those that name sets and services have them as addresses, and are touched with
+            // them; nothing of what is staged is enforced.
+            Touched::Policy { .. }
+            | Touched::Tiers
+            | Touched::NetworkSet { .. }
+            | Touched::Service { .. }
+            | Touched::EndpointSlice { .. }
+            | Touched::Staged => {}
         }
     }
 

@@ -233,7 +233,7 @@ pub(crate) fn rule_list(rules: &Rules) -> &[Rule] {
 pub(crate) fn peer_list(peers: &Peers) -> &[Peer] {
     match peers {
         Peers::OneOf(list) => list,
-        Peers::Anyone | Peers::Nobody => &[],
+        Peers::Anyone | Peers::Nobody | Peers::BackendsOf(_) => &[],
     }
 }
 
@@ -278,18 +278,20 @@ impl Identity {
 
     /// Whether this kind of peer includes it.
     pub fn is_peer(&self, peer: &Peer) -> bool {
-        let inside = |net: &IpNet| self.networks.contains(&net.trunc());
+        // A list may name a cluster's worth of addresses; an address lies in few networks that are named.
+        let inside = |nets: &BTreeSet<IpNet>| self.networks.iter().any(|net| nets.contains(net));
         peer.workload.as_ref().is_none_or(|selector| self.is_selected(selector))
             && !peer.not_workloads.iter().any(|selector| self.is_selected(selector))
-            && peer.nets.as_ref().is_none_or(|nets| nets.iter().any(inside))
-            && !peer.not_nets.iter().any(inside)
+            && peer.nets.as_ref().is_none_or(inside)
+            && !inside(&peer.not_nets)
     }
 
     /// Whether these peers include it.
     pub fn is_among(&self, peers: &Peers) -> bool {
         match peers {
             Peers::Anyone => true,
-            Peers::Nobody => false,
+            // Those of a service are addresses by now.
+            Peers::Nobody | Peers::BackendsOf(_) => false,
             Peers::OneOf(list) => list.iter().any(|peer| self.is_peer(peer)),
         }
     }

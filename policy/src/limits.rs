@@ -102,7 +102,7 @@ fn without(world: &World, honoured: usize) -> (World, Vec<Arc<Policy>>) {
             Rules::NotApplied | Rules::Closed(_) => rules.clone(),
         };
         let (ingress, egress) = (closed(&policy.ingress), closed(&policy.egress));
-        *policy = Arc::new(Policy { ingress, egress, ..Policy::clone(policy) });
+        *policy = Arc::new(Policy { ingress, egress, written: None, ..Policy::clone(policy) });
     }
     (world, refused)
 }

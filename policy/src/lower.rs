@@ -4,16 +4,23 @@
 //! read closes what it touches. Of pods, nodes, namespaces and service accounts only what is used is read.
 
 mod calico;
+mod cluster;
 mod labels;
 mod namespace;
 mod network_policy;
+mod network_set;
 mod node;
 mod pod;
 mod reader;
+mod service;
 mod service_account;
+mod staged;
 
-use crate::model::{DefaultDecider, Labels, Level, NamespaceMatch, Node, Policy, PolicyKind, PolicyRef, Problem};
-use crate::model::{Rules, Selector, ServiceAccountMatch, Tier, Workload, WorkloadSelector};
+use crate::model::WorkloadSelector;
+use crate::model::{
+    DefaultDecider, EndpointSlice, Labels, Level, NamespaceMatch, NetworkSet, Node, Policy, PolicyKind,
+};
+use crate::model::{PolicyRef, Problem, Rules, Selector, Service, ServiceAccountMatch, StagedPolicy, Tier, Workload};
 use crate::store::ObjectKey;
 use reader::{Field, Sink};
 use serde_json::Value;
@@ -26,7 +33,11 @@ pub(crate) enum Lowered {
     Namespace(Labels),
     Node(Node),
     ServiceAccount(Labels),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    NetworkSet(NetworkSet),
     Policy(Policy),
+    Staged(StagedPolicy),
     Tier(Tier),
     /// So broken that nothing can be said of it; what was known of it before goes on to hold.
     Unreadable,
@@ -44,12 +55,30 @@ pub(crate) fn object(key: &ObjectKey, value: &Value) -> (Lowered, Vec<Problem>) 
         ("", "Namespace", "v1") => namespace::lower(key, &root),
         ("", "Node", "v1") => node::lower(key, &root),
         ("", "ServiceAccount", "v1") => service_account::lower(key, &root),
-        ("networking.k8s.io", "NetworkPolicy", "networking.k8s.io/v1") => network_policy::lower(key, &root),
+        ("", "Service", "v1") => service::lower(key, &root),
+        ("discovery.k8s.io", "EndpointSlice", "discovery.k8s.io/v1") => service::slice(key, &root),
+        ("networking.k8s.io", "NetworkPolicy", "networking.k8s.io/v1") => {
+            Lowered::Policy(network_policy::policy(key, &root))
+        }
         ("projectcalico.org", "GlobalNetworkPolicy" | "NetworkPolicy", "projectcalico.org/v3") => {
-            calico::lower(key, &root)
+            Lowered::Policy(calico::policy(key, &root))
         }
         ("projectcalico.org", "Tier", "projectcalico.org/v3") => calico::tier(key, &root),
-        ("", "Pod" | "Namespace" | "Node" | "ServiceAccount", _) | ("projectcalico.org", "Tier", _) => {
+        ("projectcalico.org", "NetworkSet" | "GlobalNetworkSet", "projectcalico.org/v3") => {
+            network_set::lower(key, &root)
+        }
+        (
+            "projectcalico.org",
+            "StagedGlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedKubernetesNetworkPolicy",
+            "projectcalico.org/v3",
+        ) => staged::lower(key, &root),
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2") => {
+            cluster::lower(key, &root)
+        }
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy", _) => cluster::unknown_version(key, &root),
+        ("", "Pod" | "Namespace" | "Node" | "ServiceAccount" | "Service", _)
+        | ("discovery.k8s.io", "EndpointSlice", _)
+        | ("projectcalico.org", "Tier" | "NetworkSet" | "GlobalNetworkSet", _) => {
             let effect = "left out; what was known of it before goes on to hold";
             root.at("apiVersion").with(effect).problem(Level::Warning, "this version of the kind is not known");
             Lowered::Unreadable
@@ -67,9 +96,15 @@ pub(crate) fn object(key: &ObjectKey, value: &Value) -> (Lowered, Vec<Problem>) 
                 .problem(Level::Warning, "policy objects of this kind and group are not supported in this version");
             Lowered::Nothing
         }
-        // Services route and ingresses proxy; neither restricts who may reach whom.
+        // Whatever else runs, routes and proxies does not restrict who may reach whom.
         _ => Lowered::Nothing,
     };
+    if matches!(lowered, Lowered::Policy(_) | Lowered::Staged(_) | Lowered::NetworkSet(_) | Lowered::Tier(_))
+        && let Ok(mut fields) = root.fields()
+    {
+        fields.ignore(&["apiVersion", "kind", "metadata", "spec", "status"]);
+        fields.finish_with(Level::Warning, "this field is not known");
+    }
     (lowered, sink.into_problems())
 }
 
@@ -95,6 +130,10 @@ fn uid(key: &ObjectKey, root: &Field<'_>) -> String {
 fn reference(key: &ObjectKey, root: &Field<'_>) -> Arc<PolicyRef> {
     let kind = match (key.group.as_str(), key.kind.as_str()) {
         ("projectcalico.org", "NetworkPolicy") => PolicyKind::CalicoNetworkPolicy,
+        (_, "ClusterNetworkPolicy") => PolicyKind::ClusterNetworkPolicy,
+        (_, "StagedGlobalNetworkPolicy") => PolicyKind::StagedGlobalNetworkPolicy,
+        (_, "StagedNetworkPolicy") => PolicyKind::StagedNetworkPolicy,
+        (_, "StagedKubernetesNetworkPolicy") => PolicyKind::StagedKubernetesNetworkPolicy,
         ("projectcalico.org", _) => PolicyKind::GlobalNetworkPolicy,
         _ => PolicyKind::NetworkPolicy,
     };
@@ -119,6 +158,7 @@ fn closed(key: &ObjectKey, root: &Field<'_>) -> Policy {
         subject: everything_in(key.namespace.as_deref()),
         ingress: Rules::Closed(DefaultDecider::UnreadablePolicy),
         egress: Rules::Closed(DefaultDecider::UnreadablePolicy),
+        written: None,
     }
 }
 

@@ -3,7 +3,19 @@
 //! Absent, empty and everything have three names: a selector that selects everything is [`Selector::Everything`], one
 //! that could not be read is [`Selector::Nothing`], and peers that are not restricted are [`Peers::Anyone`].
 
-use ipnet::IpNet;
+mod network_set;
+mod peer;
+mod service;
+
+pub use network_set::{NetworkSet, NetworkSets, Reading, SetName, SetScope, SetSelector};
+pub use peer::{
+    NamespaceMatch, Peer, Peers, PortMatch, Selector, ServiceAccountMatch, Traffic, TrafficMatch, WorkloadSelector,
+};
+pub use service::{
+    Affinity, Backend, BackendScope, Endpoint, EndpointPort, EndpointSlice, EndpointSlices, Service, ServiceKind,
+    ServiceName, ServicePort, TargetPod, TargetPort,
+};
+
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,124 +23,6 @@ use std::sync::Arc;
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
-
-/// A condition on one set of labels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Selector {
-    /// Matches every object.
-    Everything,
-    /// Matches no object.
-    Nothing,
-    /// The key is present.
-    Has(String),
-    /// The key is present with this value.
-    Equals(String, String),
-    /// The key is present with one of these values.
-    In(String, BTreeSet<String>),
-    /// The key is present and its value contains the text.
-    Contains(String, String),
-    /// The key is present and its value starts with the text.
-    StartsWith(String, String),
-    /// The key is present and its value ends with the text.
-    EndsWith(String, String),
-    /// The inner selector does not match.
-    Not(Box<Selector>),
-    /// All match.
-    And(Vec<Selector>),
-    /// At least one matches.
-    Or(Vec<Selector>),
-}
-
-/// A condition on a workload's namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum NamespaceMatch {
-    /// Every namespace.
-    Any,
-    /// This one.
-    Named(String),
-    /// Those whose labels match. A namespace that is not known has no labels.
-    Labels(Selector),
-}
-
-/// A condition on a workload's service account.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ServiceAccountMatch {
-    /// Every service account.
-    Any,
-    /// One of these names (in the workload's namespace), or any name if `None`; and its labels match.
-    Selected {
-        /// Allowed names.
-        names: Option<BTreeSet<String>>,
-        /// Condition on the service account's labels.
-        labels: Selector,
-    },
-}
-
-/// Which workloads: all parts must match.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkloadSelector {
-    /// Namespace.
-    pub namespace: NamespaceMatch,
-    /// Pod labels. For Calico they include `projectcalico.org/namespace` and the like, see `Workload::selector_label`.
-    pub pod: Selector,
-    /// Service account.
-    pub service_account: ServiceAccountMatch,
-}
-
-/// One kind of peer: all parts must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Peer {
-    /// The peer must be a workload that this selects; `None`: it need not be a workload.
-    pub workload: Option<WorkloadSelector>,
-    /// The peer must not be a workload that one of these selects (an address that is no workload's passes).
-    pub not_workloads: Vec<WorkloadSelector>,
-    /// The address must lie in one of these; `None`: anywhere. Empty: nowhere (all were unreadable).
-    pub nets: Option<BTreeSet<IpNet>>,
-    /// The address must lie in none of these.
-    pub not_nets: BTreeSet<IpNet>,
-}
-
-/// Whom a rule speaks of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Peers {
-    /// Not restricted.
-    Anyone,
-    /// Nobody: what was written could not be read.
-    Nobody,
-    /// Any of these.
-    OneOf(Vec<Peer>),
-}
-
-/// A set of ports (destination side) or ICMP types.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PortMatch {
-    /// Every port; also protocols that have none.
-    Any,
-    /// First to last, inclusive.
-    Range(u16, u16),
-    /// The destination workload's container ports of that name and the protocol at hand. Matches no address that is not a workload's.
-    Named(String),
-    /// ICMP or ICMPv6 type, and code if given.
-    Icmp(u8, Option<u8>),
-}
-
-/// Protocol with ports.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TrafficMatch {
-    /// IP protocol number; `None`: every protocol.
-    pub protocol: Option<u8>,
-    /// Ports.
-    pub ports: PortMatch,
-}
-
-/// Which traffic: one of `any_of` (`None`: all; empty: nothing) and none of `none_of`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Traffic {
-    /// What is meant.
-    pub any_of: Option<Vec<TrafficMatch>>,
-    /// What is taken out.
-    pub none_of: Vec<TrafficMatch>,
-}
 
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -155,9 +49,11 @@ pub enum Action {
     DenyUnreadable,
 }
 
-/// One rule. Its number is its index in the policy's list for that direction, as in the object.
+/// One rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
+    /// Its index in the object's list for that direction. Where a rule was resolved to several, they share it.
+    pub index: u32,
     /// What it does.
     pub action: Action,
     /// Its name, where the API has one.
@@ -193,6 +89,30 @@ pub enum PolicyKind {
     CalicoNetworkPolicy,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+    /// `projectcalico.org/v3` StagedGlobalNetworkPolicy.
+    StagedGlobalNetworkPolicy,
+    /// `projectcalico.org/v3` StagedNetworkPolicy.
+    StagedNetworkPolicy,
+    /// `projectcalico.org/v3` StagedKubernetesNetworkPolicy.
+    StagedKubernetesNetworkPolicy,
+}
+
+impl PolicyKind {
+    /// The kind that a staged one is a preview of; others are themselves.
+    #[must_use]
+    pub const fn enforced(self) -> Self {
+        match self {
+            Self::StagedGlobalNetworkPolicy => Self::GlobalNetworkPolicy,
+            Self::StagedNetworkPolicy => Self::CalicoNetworkPolicy,
+            Self::StagedKubernetesNetworkPolicy => Self::NetworkPolicy,
+            Self::GlobalNetworkPolicy
+            | Self::CalicoNetworkPolicy
+            | Self::NetworkPolicy
+            | Self::ClusterNetworkPolicy => self,
+        }
+    }
 }
 
 /// Names a policy object for people, at one generation.
@@ -228,6 +148,37 @@ pub struct Policy {
     pub ingress: Rules,
     /// From the subject.
     pub egress: Rules,
+    /// The policy as it was written, where this one has network sets, nodes and services resolved to addresses. The
+    /// oracle reads that one, the compiler this one.
+    pub written: Option<Arc<Policy>>,
+}
+
+impl Policy {
+    /// Its rules in a direction.
+    pub fn rules(&self, direction: Direction) -> &Rules {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+/// What a staged policy would do to the enforced ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StagedAction {
+    /// Take the place of the enforced policy of the same name, or stand beside the others if there is none.
+    Set,
+    /// Remove the enforced policy of the same name.
+    Delete,
+}
+
+/// A policy that is looked at and not enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedPolicy {
+    /// What it would do.
+    pub action: StagedAction,
+    /// The policy. Of one that removes, only the name matters.
+    pub policy: Arc<Policy>,
 }
 
 /// A finite order number.
@@ -493,6 +444,17 @@ pub struct World {
     pub service_accounts: BTreeMap<(String, String), Labels>,
     /// Further addresses of this node (its interfaces').
     pub local_addresses: BTreeSet<IpAddr>,
-    /// Tiers in evaluation order, each with its policies in evaluation order.
-    pub tiers: Vec<(Tier, Vec<Arc<Policy>>)>,
+    /// Services by name.
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// Backends of services; see [`World::backends`].
+    pub endpoint_slices: EndpointSlices,
+    /// Named lists of networks.
+    pub network_sets: NetworkSets,
+    /// What is enforced.
+    pub tiers: Tiers,
+    /// What would be enforced if every staged policy were applied; `None`: nothing is staged.
+    pub staged: Option<Tiers>,
 }
+
+/// Tiers in evaluation order, each with its policies in evaluation order.
+pub type Tiers = Vec<(Tier, Vec<Arc<Policy>>)>;

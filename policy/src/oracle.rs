@@ -6,9 +6,9 @@
 mod matching;
 
 use crate::model::{
-    Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Policy, PolicyRef, Rule, RuleRef,
+    Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Peers, Policy, PolicyRef, Rule, RuleRef,
 };
-use crate::model::{Rules, Step, Tier, TierDefault, Verdict, Workload, World};
+use crate::model::{Rules, Step, Tier, TierDefault, Tiers, Verdict, Workload, World};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,6 +53,18 @@ pub struct Explanation {
     pub ingress: Option<(Arc<Workload>, Decision)>,
     /// Allowed only if both ends allow it.
     pub verdict: Verdict,
+    /// What the staged policies would change at each end.
+    pub staged: Previews,
+}
+
+/// What would be decided at each end if every staged policy were applied; `None`: the same policies would be asked, or
+/// none is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Previews {
+    /// At the source.
+    pub egress: Option<Decision>,
+    /// At the destination.
+    pub ingress: Option<Decision>,
 }
 
 /// Whose an address is. Pods that have ended or use the node's network own none; where pods that stay and pods that go
@@ -79,9 +91,25 @@ pub fn owner(world: &World, address: IpAddr) -> Owner {
 /// What the policies say of one flow in one direction. Where a flow was made by a process of the pod's own node, no
 /// policy is asked; that cannot be told from addresses, so only [`explain`] speaks of it.
 pub fn judge(world: &World, query: &Query) -> Decision {
+    judge_by(world, &world.tiers, query)
+}
+
+/// What the policies would say if every staged one were applied; `None` if the same policies would be asked.
+pub fn preview(world: &World, query: &Query) -> Option<Decision> {
+    let staged = world.staged.as_ref()?;
+    let asked = |tiers: &Tiers| -> Vec<(String, Vec<Arc<Policy>>)> {
+        let of_tier = |(tier, policies): &(Tier, Vec<Arc<Policy>>)| {
+            (tier.name.clone(), selecting(world, policies, query).into_iter().map(Arc::clone).collect())
+        };
+        tiers.iter().map(of_tier).filter(|(_, policies): &(_, Vec<_>)| !policies.is_empty()).collect()
+    };
+    (asked(staged) != asked(&world.tiers)).then(|| judge_by(world, staged, query))
+}
+
+fn judge_by(world: &World, tiers: &Tiers, query: &Query) -> Decision {
     let mut path = Vec::new();
     let taking_part: Vec<(&Tier, Vec<&Arc<Policy>>)> =
-        world.tiers.iter().map(|(tier, policies)| (tier, selecting(world, policies, query))).collect();
+        tiers.iter().map(|(tier, policies)| (tier, selecting(world, policies, query))).collect();
 
     // An address that several claim is nobody's: closed for whoever is selected at all.
     let selected = taking_part.iter().any(|(_, policies)| !policies.is_empty());
@@ -141,9 +169,12 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
         protocol,
         port,
     };
+    let mut staged = Previews::default();
     let egress = match &from {
         Owner::Workload(subject) => {
-            Some((Arc::clone(subject), judge(world, &query(subject, Direction::Egress, source, destination))))
+            let query = query(subject, Direction::Egress, source, destination);
+            staged.egress = preview(world, &query);
+            Some((Arc::clone(subject), judge(world, &query)))
         }
         Owner::Contested => claimant(world, source).map(contested),
         _ => None,
@@ -153,13 +184,15 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
             Some((Arc::clone(subject), by_default(Verdict::Allow, DefaultDecider::OwnNode, Vec::new())))
         }
         Owner::Workload(subject) => {
-            Some((Arc::clone(subject), judge(world, &query(subject, Direction::Ingress, destination, source))))
+            let query = query(subject, Direction::Ingress, destination, source);
+            staged.ingress = preview(world, &query);
+            Some((Arc::clone(subject), judge(world, &query)))
         }
         Owner::Contested => claimant(world, destination).map(contested),
         _ => None,
     };
     let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
-    Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow } }
+    Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow }, staged }
 }
 
 /// The first of the pods that claim an address.
@@ -189,7 +222,7 @@ fn by_default(verdict: Verdict, default: DefaultDecider, path: Vec<Step>) -> Dec
 /// The policies that select a workload in a direction, in evaluation order.
 pub fn policies_of(world: &World, subject: &Workload, direction: Direction) -> Vec<Arc<PolicyRef>> {
     let all = world.tiers.iter().flat_map(|(_, policies)| policies);
-    all.filter(|policy| *rules(policy, direction) != Rules::NotApplied)
+    all.filter(|policy| *policy.rules(direction) != Rules::NotApplied)
         .filter(|policy| matching::workload(world, &policy.subject, subject))
         .map(|policy| Arc::clone(&policy.reference))
         .collect()
@@ -197,16 +230,10 @@ pub fn policies_of(world: &World, subject: &Workload, direction: Direction) -> V
 
 /// The policies of a tier that select the subject for this direction.
 fn selecting<'a>(world: &World, policies: &'a [Arc<Policy>], query: &Query) -> Vec<&'a Arc<Policy>> {
-    let applies = |policy: &&Arc<Policy>| *rules(policy, query.direction) != Rules::NotApplied;
+    let written = |policy: &'a Arc<Policy>| policy.written.as_ref().unwrap_or(policy);
+    let applies = |policy: &&Arc<Policy>| *policy.rules(query.direction) != Rules::NotApplied;
     let selects = |policy: &&Arc<Policy>| matching::workload(world, &policy.subject, &query.subject);
-    policies.iter().filter(applies).filter(selects).collect()
-}
-
-fn rules(policy: &Policy, direction: Direction) -> &Rules {
-    match direction {
-        Direction::Ingress => &policy.ingress,
-        Direction::Egress => &policy.egress,
-    }
+    policies.iter().map(written).filter(applies).filter(selects).collect()
 }
 
 /// How a rule ends a tier.
@@ -230,7 +257,7 @@ fn first_end(
             policy: Some(Arc::clone(&policy.reference)),
             rule,
         };
-        let list = match rules(policy, query.direction) {
+        let list = match policy.rules(query.direction) {
             Rules::NotApplied => continue,
             Rules::Closed(default) => {
                 path.push(step(Outcome::Denied, None));
@@ -238,10 +265,9 @@ fn first_end(
             }
             Rules::List(list) => list,
         };
-        for (index, rule) in (0_u32..).zip(list) {
-            if !rule_matches(world, rule, query) {
-                continue;
-            }
+        for rule in list {
+            let Some(action) = matching_action(world, rule, query) else { continue };
+            let index = rule.index;
             let decider = || {
                 Decider::Rule(RuleRef {
                     policy: Arc::clone(&policy.reference),
@@ -251,7 +277,7 @@ fn first_end(
                     rule_name: rule.name.clone(),
                 })
             };
-            let (outcome, end) = match rule.action {
+            let (outcome, end) = match action {
                 Action::Log => (Outcome::Logged, None),
                 Action::Allow => (Outcome::Allowed, Some(End::Decides(Verdict::Allow, decider()))),
                 Action::Deny => (Outcome::Denied, Some(End::Decides(Verdict::Deny, decider()))),
@@ -275,13 +301,13 @@ fn first_end(
 fn also(world: &World, query: &Query, later: &[&Arc<Policy>], verdict: Verdict) -> Vec<Arc<PolicyRef>> {
     let mut also = Vec::new();
     for policy in later {
-        let decides = match rules(policy, query.direction) {
+        let decides = match policy.rules(query.direction) {
             Rules::NotApplied => continue,
             Rules::Closed(_) => Action::Deny,
             Rules::List(list) => {
-                let first = list.iter().find(|rule| rule.action != Action::Log && rule_matches(world, rule, query));
-                let Some(rule) = first else { continue };
-                rule.action
+                let mut actions = list.iter().filter_map(|rule| matching_action(world, rule, query));
+                let Some(action) = actions.find(|action| *action != Action::Log) else { continue };
+                action
             }
         };
         let same = match decides {
@@ -297,6 +323,24 @@ fn also(world: &World, query: &Query, later: &[&Arc<Policy>], verdict: Verdict) 
     also
 }
 
+/// What a rule does with a flow, if it matches. Where it speaks of a network set or of backends that could not be read
+/// whole, it cannot be said whom it means: one that lets through then does so for what could be read, or, if it means all but the set,
+/// for nobody; one that does not denies everyone.
+fn matching_action(world: &World, rule: &Rule, query: &Query) -> Option<Action> {
+    let lists = [&rule.peer, &rule.own];
+    let (selected, excluded) = lists
+        .into_iter()
+        .map(|peers| matching::partial_lists(world, peers))
+        .fold((false, false), |(selected, excluded), (more_selected, more_excluded)| {
+            (selected || more_selected, excluded || more_excluded)
+        });
+    match rule.action {
+        Action::Allow | Action::Log => (!excluded && rule_matches(world, rule, query)).then_some(rule.action),
+        Action::Deny | Action::Pass | Action::DenyUnreadable if selected || excluded => Some(Action::DenyUnreadable),
+        Action::Deny | Action::Pass | Action::DenyUnreadable => rule_matches(world, rule, query).then_some(rule.action),
+    }
+}
+
 /// A rule matches if everything that it says holds.
 fn rule_matches(world: &World, rule: &Rule, query: &Query) -> bool {
     let family = if query.peer.to_canonical().is_ipv4() { Family::V4 } else { Family::V6 };
@@ -305,7 +349,12 @@ fn rule_matches(world: &World, rule: &Rule, query: &Query) -> bool {
         Direction::Egress => owner(world, query.peer),
     };
     rule.family.is_none_or(|only| only == family)
-        && matching::peers(world, &rule.peer, &owner(world, query.peer), query.peer)
+        && match &rule.peer {
+            Peers::BackendsOf(service) if query.direction == Direction::Egress => {
+                matching::serves(world, service, query.peer, query.protocol, query.port)
+            }
+            peers => matching::peers(world, peers, &owner(world, query.peer), query.peer),
+        }
         && matching::peers(world, &rule.own, &Owner::Workload(Arc::clone(&query.subject)), query.own)
         && matching::traffic(&rule.traffic, query.protocol, query.port, &destination)
 }

@@ -227,21 +227,42 @@ impl fmt::Display for Selector {
             Self::Not(inner) => match &**inner {
                 Self::Equals(key, value) => write!(f, "{key} != {}", quoted(value)),
                 Self::In(key, values) => write!(f, "{key} not in {{{}}}", set(values)),
-                Self::Has(_) | Self::Everything | Self::And(_) | Self::Or(_) => write!(f, "!{inner}"),
-                _ => write!(f, "!({inner})"),
+                inner => write!(f, "!{}", Inner(inner, Binds::Most)),
             },
-            Self::And(list) => joined(f, list, " && "),
-            Self::Or(list) => joined(f, list, " || "),
+            Self::And(list) => joined(f, list, " && ", Binds::And),
+            Self::Or(list) => joined(f, list, " || ", Binds::Or),
         }
     }
 }
 
-fn joined(f: &mut fmt::Formatter<'_>, list: &[Selector], separator: &str) -> fmt::Result {
-    f.write_str("(")?;
-    for (index, inner) in list.iter().enumerate() {
-        write!(f, "{}{inner}", if index == 0 { "" } else { separator })?;
+/// How tightly the surroundings of a part hold it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Binds {
+    Or,
+    And,
+    Most,
+}
+
+/// A part of a selector, in parentheses only where it could not be read back without: they count as nesting.
+struct Inner<'a>(&'a Selector, Binds);
+
+impl fmt::Display for Inner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(selector, around) = self;
+        let apart = match selector {
+            Selector::Or(_) => true,
+            Selector::And(_) => *around > Binds::Or,
+            _ => false,
+        };
+        if apart { write!(f, "({selector})") } else { write!(f, "{selector}") }
     }
-    f.write_str(")")
+}
+
+fn joined(f: &mut fmt::Formatter<'_>, list: &[Selector], separator: &str, around: Binds) -> fmt::Result {
+    for (index, inner) in list.iter().enumerate() {
+        write!(f, "{}{}", if index == 0 { "" } else { separator }, Inner(inner, around))?;
+    }
+    Ok(())
 }
 
 fn set(values: &BTreeSet<String>) -> String {

@@ -5,15 +5,21 @@
 //! server are not here.
 
 mod address;
+mod backend;
 mod key;
 mod place;
+mod resolve;
 
 pub use key::{ObjectKey, objects_of};
-pub(crate) use place::BUILT_IN as BUILT_IN_TIERS;
+pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER};
 
 use crate::lower::{self, Lowered};
-use crate::model::{Labels, Node, Policy, Problem, Tier, Workload, World};
+use crate::model::{
+    EndpointSlice, Labels, NetworkSet, Node, Policy, Problem, Service, StagedPolicy, Tier, Workload, World,
+};
 use address::Claims;
+use backend::Contradictions;
+use resolve::{Source, Sources};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -50,12 +56,20 @@ pub enum Touched {
     Node { before: Option<Arc<Node>>, after: Option<Arc<Node>> },
     /// A service account's labels.
     ServiceAccount { namespace: String, name: String, before: Option<Labels>, after: Option<Labels> },
+    /// A service.
+    Service { before: Option<Arc<Service>>, after: Option<Arc<Service>> },
+    /// A part of a service's backends. Both may be of different services.
+    EndpointSlice { before: Option<Arc<EndpointSlice>>, after: Option<Arc<EndpointSlice>> },
     /// This node's own addresses.
     LocalAddresses { before: BTreeSet<IpAddr>, after: BTreeSet<IpAddr> },
     /// A policy, as it stands in its tier.
     Policy { before: Option<Arc<Policy>>, after: Option<Arc<Policy>> },
     /// Tiers came, went or changed their order or default.
     Tiers,
+    /// A network set.
+    NetworkSet { before: Option<Arc<NetworkSet>>, after: Option<Arc<NetworkSet>> },
+    /// What would be enforced if every staged policy were applied.
+    Staged,
 }
 
 /// What an object amounts to.
@@ -65,9 +79,13 @@ enum Fact {
     Namespace(Labels),
     Node(Arc<Node>),
     ServiceAccount(Labels),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
     /// As lowered; the tier's existence is looked at when it is placed.
     Policy(Arc<Policy>),
     Tier(Tier),
+    NetworkSet(Arc<NetworkSet>),
+    Staged(Arc<StagedPolicy>),
 }
 
 /// The facts at one moment.
@@ -82,6 +100,11 @@ pub struct Store {
     /// Which pods carry a UID; more than one is a fault.
     uids: BTreeMap<String, BTreeSet<ObjectKey>>,
     claims: Claims,
+    /// Staged policies as lowered.
+    staged: BTreeMap<ObjectKey, Arc<StagedPolicy>>,
+    contradictions: Contradictions,
+    /// Problems of the staged tiers, until they change.
+    staged_placement: OnceLock<Vec<Problem>>,
     /// Problems of tiers and the policies in them, until either changes.
     placement: OnceLock<Vec<Problem>>,
 }
@@ -90,7 +113,8 @@ impl Store {
     /// An empty store of the node with this name.
     pub fn new(node: &str) -> Self {
         let mut world = World { node: node.to_owned(), ..World::default() };
-        world.tiers = place::arrange(std::iter::empty(), std::iter::empty());
+        let (sources, tiers, _) = Sources::beside(&mut world);
+        *tiers = place::arrange(std::iter::empty(), std::iter::empty(), sources);
         Self {
             world,
             facts: BTreeMap::new(),
@@ -98,6 +122,9 @@ impl Store {
             nameless: BTreeMap::new(),
             uids: BTreeMap::new(),
             claims: Claims::default(),
+            staged: BTreeMap::new(),
+            contradictions: Contradictions::default(),
+            staged_placement: OnceLock::new(),
             placement: OnceLock::new(),
         }
     }
@@ -133,7 +160,12 @@ impl Store {
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
+        all.extend(self.contradictions.problems(&self.world).cloned());
         all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
+        if let Some(tiers) = &self.world.staged {
+            let of_staged = || place::staged_problems(tiers, &self.world.tiers, self.staged.values());
+            all.extend(self.staged_placement.get_or_init(of_staged).iter().cloned());
+        }
         all.into_iter().collect()
     }
 
@@ -158,8 +190,12 @@ impl Store {
             Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
             Lowered::Node(node) => Some(Fact::Node(Arc::new(node))),
             Lowered::ServiceAccount(labels) => Some(Fact::ServiceAccount(labels)),
+            Lowered::Service(service) => Some(Fact::Service(Arc::new(service))),
+            Lowered::EndpointSlice(slice) => Some(Fact::EndpointSlice(Arc::new(slice))),
             Lowered::Policy(policy) => Some(Fact::Policy(Arc::new(policy))),
             Lowered::Tier(tier) => Some(Fact::Tier(tier)),
+            Lowered::NetworkSet(set) => Some(Fact::NetworkSet(Arc::new(set))),
+            Lowered::Staged(staged) => Some(Fact::Staged(Arc::new(staged))),
             // What was good before goes on to hold: an edit that cannot be read must not open anything.
             Lowered::Unreadable => return Vec::new(),
             Lowered::Nothing => None,
@@ -187,15 +223,67 @@ impl Store {
             (None, None) => {}
             (Some(Fact::Policy(before)), after) => {
                 let after = if let Some(Fact::Policy(policy)) = after { Some(policy) } else { None };
-                touched.extend(place::replace(&mut self.world.tiers, Some(&before), after));
+                let (sources, tiers, _) = Sources::beside(&mut self.world);
+                touched.extend(place::replace(tiers, Some(&before), after, sources));
             }
             (None, Some(Fact::Policy(after))) => {
-                touched.extend(place::replace(&mut self.world.tiers, None, Some(after)));
+                let (sources, tiers, _) = Sources::beside(&mut self.world);
+                touched.extend(place::replace(tiers, None, Some(after), sources));
             }
             (Some(Fact::Tier(_)), _) | (None, Some(Fact::Tier(_))) => touched = self.rearrange(),
-            (before, after) => self.replace_object(key, before, after, &mut touched),
+            (Some(Fact::Staged(_)), _) | (None, Some(Fact::Staged(_))) => {
+                match self.facts.get(key) {
+                    Some(Fact::Staged(staged)) => self.staged.insert(key.clone(), Arc::clone(staged)),
+                    _ => self.staged.remove(key),
+                };
+                return self.restage();
+            }
+            (before, after) => {
+                self.replace_object(key, before, after, &mut touched);
+                self.resolve_anew(&mut touched);
+            }
+        }
+        for touch in &touched {
+            self.contradictions.take(&self.world, touch);
+        }
+        let of_tiers = |touch: &Touched| matches!(touch, Touched::Policy { .. } | Touched::Tiers);
+        let of_sources = |touch: &Touched| !sources_of(touch, &self.world).is_empty();
+        if touched.iter().any(|touch| of_tiers(touch) || of_sources(touch)) {
+            touched.extend(self.restage());
         }
         touched
+    }
+
+    /// Resolves the policies anew that name what has changed.
+    fn resolve_anew(&mut self, touched: &mut Vec<Touched>) {
+        let changed: Vec<Source> = touched.iter().flat_map(|touch| sources_of(touch, &self.world)).copied().collect();
+        if changed.is_empty() {
+            return;
+        }
+        let (sources, tiers, _) = Sources::beside(&mut self.world);
+        for policy in tiers.iter_mut().flat_map(|(_, policies)| policies) {
+            let Some(written) = &policy.written else { continue };
+            if !changed.iter().any(|source| resolve::names(written, *source)) {
+                continue;
+            }
+            let after = sources.resolve(written);
+            if after != *policy {
+                let before = std::mem::replace(policy, Arc::clone(&after));
+                touched.push(Touched::Policy { before: Some(before), after: Some(after) });
+            }
+        }
+    }
+
+    /// Puts the staged tiers as the enforced ones and the staged policies ask for.
+    fn restage(&mut self) -> Vec<Touched> {
+        self.staged_placement = OnceLock::new();
+        let (sources, tiers, staged) = Sources::beside(&mut self.world);
+        let after = (!self.staged.is_empty()).then(|| place::stage(tiers, self.staged.values(), sources));
+        if *staged == after {
+            return Vec::new();
+        }
+        *staged = after;
+        vec![Touched::Staged]
     }
 
     fn replace_object(
@@ -262,6 +350,30 @@ impl Store {
                 };
                 touched.push(Touched::Node { before, after });
             }
+            Some(Fact::Service(_)) => {
+                let (before, after) = (before.and_then(Fact::service), after.and_then(Fact::service));
+                if let Some(before) = &before {
+                    self.world.services.remove(&before.name);
+                }
+                if let Some(after) = &after {
+                    self.world.services.insert(after.name.clone(), Arc::clone(after));
+                }
+                touched.push(Touched::Service { before, after });
+            }
+            Some(Fact::EndpointSlice(_)) => {
+                let (before, after) = (before.and_then(Fact::slice), after.and_then(Fact::slice));
+                backend::replace(&mut self.world, before.as_deref(), after.as_ref());
+                touched.push(Touched::EndpointSlice { before, after });
+            }
+            Some(Fact::NetworkSet(_)) => {
+                let (before, after) = (before.and_then(Fact::network_set), after.and_then(Fact::network_set));
+                let name = (key.namespace.clone(), key.name.clone());
+                match &after {
+                    Some(set) => self.world.network_sets.insert(name, Arc::clone(set)),
+                    None => self.world.network_sets.remove(&name),
+                };
+                touched.push(Touched::NetworkSet { before, after });
+            }
             _ => {}
         }
     }
@@ -312,12 +424,14 @@ impl Store {
 
     /// Sorts all policies into the tiers anew, after tiers have changed.
     fn rearrange(&mut self) -> Vec<Touched> {
-        let facts = || self.facts.values();
+        let held = &self.facts;
+        let facts = || held.values();
         let tiers = facts().filter_map(|fact| if let Fact::Tier(tier) = fact { Some(tier.clone()) } else { None });
         let policies =
             facts().filter_map(|fact| if let Fact::Policy(policy) = fact { Some(Arc::clone(policy)) } else { None });
-        let after = place::arrange(tiers, policies);
-        let before = std::mem::replace(&mut self.world.tiers, after);
+        let (sources, arranged, _) = Sources::beside(&mut self.world);
+        let after = place::arrange(tiers, policies, sources);
+        let before = std::mem::replace(arranged, after);
         place::difference(&before, &self.world.tiers)
     }
 
@@ -336,6 +450,18 @@ impl Store {
     }
 }
 
+/// The lists that a change may have altered for the rules that name them.
+fn sources_of(touch: &Touched, world: &World) -> &'static [Source] {
+    match touch {
+        Touched::NetworkSet { .. } => &[Source::Sets],
+        // Sets are found by their namespaces' labels.
+        Touched::Namespace { .. } if !world.network_sets.is_empty() => &[Source::Sets],
+        Touched::Node { .. } => &[Source::Nodes],
+        Touched::EndpointSlice { .. } => &[Source::Services],
+        _ => &[],
+    }
+}
+
 impl Fact {
     fn workload(self) -> Option<Arc<Workload>> {
         if let Self::Workload(workload) = self { Some(workload) } else { None }
@@ -343,6 +469,18 @@ impl Fact {
 
     fn node(self) -> Option<Arc<Node>> {
         if let Self::Node(node) = self { Some(node) } else { None }
+    }
+
+    fn network_set(self) -> Option<Arc<NetworkSet>> {
+        if let Self::NetworkSet(set) = self { Some(set) } else { None }
+    }
+
+    fn service(self) -> Option<Arc<Service>> {
+        if let Self::Service(service) = self { Some(service) } else { None }
+    }
+
+    fn slice(self) -> Option<Arc<EndpointSlice>> {
+        if let Self::EndpointSlice(slice) = self { Some(slice) } else { None }
     }
 
     fn labels(self) -> Option<Labels> {

@@ -1,5 +1,6 @@
 //! Scenarios as text: manifests, then one row for every pod, other pod and port, with verdict and both deciders;
-//! a line `! object field` for every problem that the manifests make.
+//! a line `! object field` for every problem that the manifests make. A row ends in `staged` and two further columns,
+//! `Verdict:decider` for each end, where staged policies would change what is asked there (`none`: they would not).
 
 use reeve_policy::engine::Engine;
 use reeve_policy::image::mapped;
@@ -53,8 +54,10 @@ fn by_image(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) ->
     let egress: Option<(Arc<Workload>, Decision)> = end(from, to, Direction::Egress);
     let ingress = end(to, from, Direction::Ingress);
     let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
-    let found = Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow } };
-    assert_eq!(found, by_oracle(nodes, from, to, protocol, port), "{from} -> {to} {protocol}/{port}");
+    let verdict = if denied { Verdict::Deny } else { Verdict::Allow };
+    let wanted = by_oracle(nodes, from, to, protocol, port);
+    let found = Explanation { egress, ingress, verdict, staged: wanted.staged.clone() };
+    assert_eq!(found, wanted, "{from} -> {to} {protocol}/{port}");
     found
 }
 
@@ -81,7 +84,7 @@ fn run(name: &str, text: &str) {
     let nodes = Nodes::new(&changes);
     let world = nodes.first().world();
     let pods: BTreeMap<&str, IpAddr> =
-        world.workloads.values().map(|pod| (pod.name.as_str(), pod.addresses[0])).collect();
+        world.workloads.values().filter_map(|pod| Some((pod.name.as_str(), *pod.addresses.first()?))).collect();
     let mut missing: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
     for from in pods.keys() {
         for to in pods.keys().filter(|to| *to != from) {
@@ -89,6 +92,10 @@ fn run(name: &str, text: &str) {
         }
     }
     for row in table.lines().filter(|row| !row.trim().is_empty() && !row.starts_with(['#', '!'])) {
+        let (row, staged) = row.split_once(" staged ").map_or((row, ["none", "none"]), |(row, staged)| {
+            let columns: Vec<_> = staged.split_whitespace().collect();
+            (row, columns.try_into().unwrap_or_else(|_| panic!("{name}: two columns after `staged`: {row}")))
+        });
         let [from, to, port, verdict, egress, ingress] = row.split_whitespace().collect::<Vec<_>>()[..] else {
             panic!("{name}: a row has six columns: {row}")
         };
@@ -98,12 +105,18 @@ fn run(name: &str, text: &str) {
             "tcp" => 6,
             "udp" => 17,
             "icmp" => 1,
+            "sctp" => 132,
             other => panic!("{name}: {other} is no protocol"),
         };
         for (judge, explain) in JUDGES {
             let found = explain(&nodes, pods[from], pods[to], protocol, number.parse().expect("a port"));
+            let found_staged = &found.staged;
             let verdict_found = if found.verdict == Verdict::Allow { "allow" } else { "deny" };
             let side = |side: &Option<_>| side.as_ref().map_or("none".to_owned(), |(_, decision)| decider(decision));
+            let previews = [&found_staged.egress, &found_staged.ingress].map(|decision| {
+                decision.as_ref().map_or("none".to_owned(), |d| format!("{:?}:{}", d.verdict, decider(d)).to_owned())
+            });
+            assert_eq!(previews, staged, "{name}, {judge}: staged, {row}");
             let found = [verdict_found.to_owned(), side(&found.egress), side(&found.ingress)];
             assert_eq!(found, [verdict, egress, ingress], "{name}, {judge}: {row}");
         }

@@ -22,6 +22,7 @@ use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
+use std::sync::Barrier;
 
 pub use rows::Rows;
 
@@ -32,6 +33,8 @@ const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENT
 const CONTEXT_BYTES: usize = 192;
 const CONTEXT_INGRESS_IFINDEX: usize = 36;
 const CONTEXT_IFINDEX: usize = 40;
+const CONTEXT_GSO_SEGMENTS: usize = 164;
+const CONTEXT_GSO_SIZE: usize = 176;
 
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
@@ -52,6 +55,21 @@ pub enum Action {
     Continue,
     /// Dropped.
     Drop,
+}
+
+/// How the kernel holds a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// In one piece.
+    #[default]
+    Whole,
+    /// To be cut into packets by whoever sends it.
+    Offloaded {
+        /// How many packets.
+        segments: u32,
+        /// Payload of each, in bytes.
+        size: u32,
+    },
 }
 
 /// What a program did with one frame.
@@ -122,8 +140,28 @@ impl Kernel {
     /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
     /// it was made there.
     pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> anyhow::Result<Outcome> {
+        self.run_held(hook, frame, ifindex, ingress_ifindex, Held::Whole)
+    }
+
+    /// See [`Kernel::run`]; of a frame that the kernel holds in some way.
+    pub fn run_held(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+        held: Held,
+    ) -> anyhow::Result<Outcome> {
         self.interface(ifindex)?;
-        let (program, context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
+        let (program, mut context) = (self.program(hook)?, context(ifindex, ingress_ifindex));
+        let mut set = |at: usize, value: u32| context[at..][..4].copy_from_slice(&value.to_ne_bytes());
+        match held {
+            Held::Whole => {}
+            Held::Offloaded { segments, size } => {
+                set(CONTEXT_GSO_SEGMENTS, segments);
+                set(CONTEXT_GSO_SIZE, size);
+            }
+        }
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
         let result =
             program.test_run(options).with_context(|| format!("cannot run {hook:?} at interface {ifindex}"))?;
@@ -157,7 +195,9 @@ impl Kernel {
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
         let (program, context) = (self.program(hook)?, context(ifindex, ifindex));
+        let start = Barrier::new(usize::try_from(threads)?);
         let run = || {
+            start.wait();
             let options =
                 TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
             program.test_run(options)

@@ -3,8 +3,12 @@
 //! A world is a list of Kubernetes objects, so that a failure can be printed, shrunk object by object and kept as a
 //! scenario. Everything follows from the seed.
 
+mod calico;
+mod cluster;
+mod facts;
 mod flows;
 mod policies;
+mod staged;
 
 use std::net::IpAddr;
 
@@ -13,6 +17,7 @@ use reeve_policy::store::{Change, Object, Store};
 use serde_json::{Value, json};
 
 pub use flows::{Flow, flows};
+pub use staged::STAGED;
 
 /// The node whose endpoints are judged.
 pub const NODE: &str = "node-1";
@@ -48,13 +53,14 @@ impl RandomWorld {
         }
         for (name, address, v6) in [(NODE, NODES[0], NODES[2]), ("node-2", NODES[1], NODES[3])] {
             let addresses = [address, v6].map(|address| json!({ "type": "InternalIP", "address": address }));
-            objects.push(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "status": { "addresses": addresses } }));
+            objects.push(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "labels": { "zone": pick(&mut rng, &["a", "b"]) } }, "status": { "addresses": addresses } }));
         }
         let account = json!({ "name": "robot", "namespace": NAMESPACES[0], "labels": { "role": "batch" } });
         objects.push(json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": account }));
         for number in 1..=rng.u8(4..=7) {
             objects.push(pod(&mut rng, number));
         }
+        facts::add(&mut rng, &mut objects);
         policies::add(&mut rng, &mut objects);
         Self { seed, objects }
     }

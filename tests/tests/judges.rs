@@ -9,8 +9,10 @@ use std::fmt::Write as _;
 use fastrand::Rng;
 use reeve_policy::engine::Engine;
 use reeve_policy::model::{
-    Decider, Decision, DefaultDecider, Direction, Outcome, Peers, PolicyKind, PortMatch, Rule, Rules, World,
+    Decider, Decision, DefaultDecider, Direction, Outcome, Peer, Peers, PolicyKind, PortMatch, Rule, Rules,
+    ServiceAccountMatch, TrafficMatch, World,
 };
+use reeve_policy::oracle::{self, Owner};
 use reeve_tests::judge::{Case, CompiledImage, InKernel, Judge, Oracle};
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::worlds::{NODE, RandomWorld, flows};
@@ -18,11 +20,31 @@ use reeve_tests::worlds::{NODE, RandomWorld, flows};
 const FLOWS: usize = 50;
 
 /// What must each decide at least 5 % of the judged flows.
-const KINDS: [&str; 5] =
-    ["Kubernetes rule", "GlobalNetworkPolicy rule", "Calico NetworkPolicy rule", "tier default", "no policy selects"];
+const KINDS: [&str; 6] = [
+    "Kubernetes rule",
+    "GlobalNetworkPolicy rule",
+    "Calico NetworkPolicy rule",
+    "ClusterNetworkPolicy rule",
+    "tier default",
+    "no policy selects",
+];
 
 /// What must each be part of at least 5 % of the judged flows; of named ports: what the deciding rule names.
 const FEATURES: [&str; 6] = ["Pass", "named port", "port range", "CIDR with except", "IPv4", "IPv6"];
+
+/// What must each be part of at least 1 % of the judged flows: the rarer things that a rule may say.
+const RARITIES: [&str; 10] = [
+    "admin tier",
+    "baseline tier",
+    "network set",
+    "node by labels",
+    "service's backends",
+    "service account",
+    "ICMP type",
+    "other protocol",
+    "negated peer",
+    "negated traffic",
+];
 
 fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
     std::env::var(name)
@@ -102,6 +124,8 @@ impl Count {
                 PolicyKind::NetworkPolicy => "Kubernetes rule",
                 PolicyKind::GlobalNetworkPolicy => "GlobalNetworkPolicy rule",
                 PolicyKind::CalicoNetworkPolicy => "Calico NetworkPolicy rule",
+                PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy rule",
+                staged => panic!("{staged:?} is not enforced"),
             },
             Decider::Default(DefaultDecider::TierDefault) => "tier default",
             Decider::Default(DefaultDecider::NoPolicySelects) => "no policy selects",
@@ -119,7 +143,7 @@ impl Count {
         };
         let except = |rule: &&Rule| match &rule.peer {
             Peers::OneOf(list) => list.iter().any(|peer| peer.nets.is_some() && !peer.not_nets.is_empty()),
-            Peers::Anyone | Peers::Nobody => false,
+            Peers::Anyone | Peers::Nobody | Peers::BackendsOf(_) => false,
         };
         let holds = [
             decision.path.iter().any(|step| step.outcome == Outcome::Passed),
@@ -129,7 +153,30 @@ impl Count {
             case.flow.source.is_ipv4(),
             case.flow.source.is_ipv6(),
         ];
-        for (feature, _) in FEATURES.iter().zip(holds).filter(|(_, holds)| *holds) {
+        let peer = |wanted: fn(&Peer) -> bool| {
+            rules.iter().any(|rule| if let Peers::OneOf(list) = &rule.peer { list.iter().any(wanted) } else { false })
+        };
+        let by_account =
+            |one: &Peer| one.workload.as_ref().is_some_and(|one| one.service_account != ServiceAccountMatch::Any);
+        let from_outside = !matches!(oracle::owner(world, case.peer()), Owner::Workload(_));
+        let tier = |name: &str| decision.path.iter().any(|step| step.tier == name);
+        let any_of = |wanted: fn(&TrafficMatch) -> bool| {
+            rules.iter().flat_map(|rule| rule.traffic.any_of.iter().flatten()).any(wanted)
+        };
+        let rarities = [
+            tier("admin"),
+            tier("baseline"),
+            from_outside && peer(|one| one.sets.is_some()),
+            peer(|one| one.nodes.is_some()),
+            rules.iter().any(|rule| matches!(rule.peer, Peers::BackendsOf(_))),
+            peer(by_account),
+            any_of(|one| matches!(one.ports, PortMatch::Icmp(..))),
+            any_of(|one| one.protocol.is_some_and(|number| ![1, 6, 17, 58, 132].contains(&number))),
+            peer(|one| !one.not_workloads.is_empty() || !one.not_nets.is_empty()),
+            rules.iter().any(|rule| !rule.traffic.none_of.is_empty()),
+        ];
+        let rarities = RARITIES.iter().zip(rarities);
+        for (feature, _) in FEATURES.iter().zip(holds).chain(rarities).filter(|(_, holds)| *holds) {
             *self.features.entry(feature).or_default() += 1;
         }
     }
@@ -141,7 +188,7 @@ impl Count {
             println!("  {name:<28}{count:>8}{:>7.1} %", share(*count));
         }
         // Few worlds are a sample too small to speak of shares.
-        if worlds < 200 {
+        if worlds < 500 {
             return;
         }
         let part = |of: &BTreeMap<&'static str, usize>, name: &str| share(of.get(name).copied().unwrap_or(0));
@@ -150,6 +197,9 @@ impl Count {
         }
         for feature in FEATURES {
             assert!(part(&self.features, feature) >= 5.0, "{feature} has a part in less than 5 % of the judged flows");
+        }
+        for rarity in RARITIES {
+            assert!(part(&self.features, rarity) >= 1.0, "{rarity} has a part in less than 1 % of the judged flows");
         }
     }
 }
@@ -161,9 +211,10 @@ fn rules_on<'a>(world: &'a World, direction: Direction, decision: &Decision) -> 
     steps
         .filter_map(|(reference, index)| {
             let policy = policies().find(|policy| policy.reference == *reference)?;
+            let policy = policy.written.as_ref().unwrap_or(policy);
             let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
             let Rules::List(list) = rules else { return None };
-            list.get(usize::try_from(index).ok()?)
+            list.iter().find(|rule| rule.index == index)
         })
         .collect()
 }

@@ -19,6 +19,8 @@ mod life;
 mod numbers;
 #[path = "netns/origin.rs"]
 mod origin;
+#[path = "netns/packets.rs"]
+mod packets;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/room.rs"]

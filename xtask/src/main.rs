@@ -2,7 +2,9 @@
 
 mod compile;
 mod demo;
+mod fuzz;
 mod lint;
+mod mutants;
 mod places;
 mod process;
 mod setup;
@@ -61,6 +63,29 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Take one guard after the other out of a copy of the checkout; the test that each names must fail.
+    Mutants {
+        /// Names of mutants: files of `tests/mutants` without `.patch`.
+        #[arg(required_unless_present_any = ["all", "some"], conflicts_with_all = ["all", "some"])]
+        names: Vec<String>,
+        /// Every mutant; some need root.
+        #[arg(long, conflicts_with = "some")]
+        all: bool,
+        /// So many of those that need neither root nor the lab.
+        #[arg(long, value_name = "N")]
+        some: Option<usize>,
+        /// Which ones `--some` takes; successive numbers take turns.
+        #[arg(long, value_name = "S", default_value_t = 0, requires = "some")]
+        seed: u64,
+    },
+    /// Give random input to whatever reads input (builds cargo-fuzz the first time).
+    Fuzz {
+        /// One of the programs in `fuzz/Cargo.toml`; without it each in turn.
+        target: Option<String>,
+        /// How long each runs.
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+    },
     /// Check formatting, clippy, rustdoc and dependencies; warnings are errors (needs no root).
     Lint,
     /// Check the repository's own rules: dead files, crate edges, names, sleeps (needs no root).
@@ -91,6 +116,15 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let judges = JudgeOptions { worlds: *worlds, seed: *seed };
             return tiers::run(&places, *tier, judges, arguments);
         }
+        Command::Mutants { names, all, some, seed } => {
+            let choice = match (all, some) {
+                (true, _) => mutants::Choice::All,
+                (false, Some(count)) => mutants::Choice::Some { count: *count, seed: *seed },
+                (false, None) => mutants::Choice::Named(names.clone()),
+            };
+            mutants::run(&places, &choice)?;
+        }
+        Command::Fuzz { target, seconds } => fuzz::run(&places, target.as_deref(), *seconds)?,
         Command::Lint => lint::run(&places)?,
         Command::Tidy => tidy::run(&places)?,
     }

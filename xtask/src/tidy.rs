@@ -5,6 +5,7 @@
 mod edges;
 mod reach;
 mod text;
+mod traps;
 
 use std::fmt;
 use std::fs;
@@ -71,6 +72,7 @@ fn complaints(files: &[File]) -> anyhow::Result<Vec<Complaint>> {
     let mut complaints = reach::unreachable(files)?;
     complaints.extend(edges::forbidden(files)?);
     complaints.extend(text::all(files));
+    complaints.extend(traps::unknown(files));
     complaints.sort();
     complaints.dedup();
     Ok(complaints)
@@ -78,6 +80,19 @@ fn complaints(files: &[File]) -> anyhow::Result<Vec<Complaint>> {
 
 /// Text files that git tracks or would track; everything else (objects, pictures) has no rules.
 fn files(root: &Path) -> anyhow::Result<Vec<File>> {
+    let mut files = Vec::new();
+    for path in tracked(root)? {
+        let full: PathBuf = root.join(&path);
+        // Deleted but not yet committed, a directory link, or not text.
+        let Ok(bytes) = fs::read(&full) else { continue };
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        files.push(File { path, text });
+    }
+    Ok(files)
+}
+
+/// Paths that git tracks or would track, sorted, relative to the checkout.
+pub(crate) fn tracked(root: &Path) -> anyhow::Result<Vec<String>> {
     let list = process::output(
         Command::new("git")
             // A checkout that belongs to another user (sudo, containers) is only listed here; nothing in it is run.
@@ -85,19 +100,11 @@ fn files(root: &Path) -> anyhow::Result<Vec<File>> {
             .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .current_dir(root),
     )
-    .context("tidy looks at the files that git knows")?;
-    let mut paths: Vec<&str> = list.split('\0').filter(|path| !path.is_empty()).collect();
+    .context("git lists the checkout's files")?;
+    let mut paths: Vec<String> = list.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect();
     paths.sort_unstable();
     paths.dedup();
-    let mut files = Vec::new();
-    for path in paths {
-        let full: PathBuf = root.join(path);
-        // Deleted but not yet committed, a directory link, or not text.
-        let Ok(bytes) = fs::read(&full) else { continue };
-        let Ok(text) = String::from_utf8(bytes) else { continue };
-        files.push(File { path: path.to_owned(), text });
-    }
-    Ok(files)
+    Ok(paths)
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl Tier {
     /// Files in `tests/tests/`, without their extension.
     fn test_files(self) -> &'static [&'static str] {
         match self {
-            Self::Unit => &["scenarios", "sequences"],
+            Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
             Self::Netns => &["lab", "netns", "demo"],
             Self::Judges => &["judges"],

@@ -26,6 +26,32 @@ pub(super) struct Report<'a> {
     /// What the policies of the destination say; none where the destination is no pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     ingress: Option<&'a Decision>,
+    /// What staged policies would change; none where they change nothing.
+    #[serde(skip_serializing_if = "Staged::is_empty")]
+    staged: Staged<'a>,
+}
+
+/// What would be decided at each end if every staged policy were applied.
+#[derive(Serialize)]
+struct Staged<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<&'a Decision>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress: Option<&'a Decision>,
+}
+
+impl Staged<'_> {
+    fn is_empty(&self) -> bool {
+        self.egress.is_none() && self.ingress.is_none()
+    }
+}
+
+/// What the policies of one end say.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    direction: &'static str,
+    enforced: Option<&'a Decision>,
+    staged: Option<&'a Decision>,
 }
 
 /// One end; the keys are those of a flow record's sides.
@@ -60,6 +86,7 @@ impl<'a> Report<'a> {
             destination: End::new(world, flow.destination, flow.protocol.has_ports().then_some(flow.port)),
             egress: explanation.egress.as_ref().map(|(_, decision)| decision),
             ingress: explanation.ingress.as_ref().map(|(_, decision)| decision),
+            staged: Staged { egress: explanation.staged.egress.as_ref(), ingress: explanation.staged.ingress.as_ref() },
         }
     }
 
@@ -71,8 +98,10 @@ impl<'a> Report<'a> {
         };
         let mut lines =
             vec![format!("{verdict}  {} -> {}{}", self.source.name(), self.destination.name(), self.service())];
-        self.source.describe("from", "egress", self.egress, colour, &mut lines);
-        self.destination.describe("to", "ingress", self.ingress, colour, &mut lines);
+        let egress = Said { direction: "egress", enforced: self.egress, staged: self.staged.egress };
+        let ingress = Said { direction: "ingress", enforced: self.ingress, staged: self.staged.ingress };
+        self.source.describe("from", egress, colour, &mut lines);
+        self.destination.describe("to", ingress, colour, &mut lines);
         lines
     }
 
@@ -131,14 +160,7 @@ impl End {
     }
 
     /// Who is there, and what the policies that select it say.
-    fn describe(
-        &self,
-        preposition: &str,
-        direction: &str,
-        decision: Option<&Decision>,
-        colour: Colour,
-        lines: &mut Vec<String>,
-    ) {
+    fn describe(&self, preposition: &str, said: Said<'_>, colour: Colour, lines: &mut Vec<String>) {
         lines.push(String::new());
         let node = self.node.as_deref();
         let who = match (self.owner, node) {
@@ -154,22 +176,25 @@ impl End {
             let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             say("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }.as_str());
         }
-        let Some(decision) = decision else {
-            say(direction, "no policy is asked: only pods have policies");
+        let Some(decision) = said.enforced else {
+            say(said.direction, "no policy is asked: only pods have policies");
             return;
         };
-        let verdict = match decision.verdict {
-            Verdict::Allow => painted(colour, Answer::Yes, "allow"),
-            Verdict::Deny => painted(colour, Answer::No, "deny"),
-        };
-        say(direction, &verdict);
-        say("decided by", &text::decider_text(decision));
-        for (index, step) in decision.path.iter().enumerate() {
-            say(if index == 0 { "path" } else { "" }, &text::step_text(step));
-        }
-        for (name, policies) in [("isolating", &decision.isolating), ("also", &decision.also)] {
-            if !policies.is_empty() {
-                say(name, &names(policies));
+        for (name, decision) in [(said.direction, Some(decision)), ("staged", said.staged)] {
+            let Some(decision) = decision else { continue };
+            let verdict = match decision.verdict {
+                Verdict::Allow => painted(colour, Answer::Yes, "allow"),
+                Verdict::Deny => painted(colour, Answer::No, "deny"),
+            };
+            say(name, &verdict);
+            say("decided by", &text::decider_text(decision));
+            for (index, step) in decision.path.iter().enumerate() {
+                say(if index == 0 { "path" } else { "" }, &text::step_text(step));
+            }
+            for (name, policies) in [("isolating", &decision.isolating), ("also", &decision.also)] {
+                if !policies.is_empty() {
+                    say(name, &names(policies));
+                }
             }
         }
     }

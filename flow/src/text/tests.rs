@@ -86,6 +86,10 @@ fn notes_tell_what_else_there_is() {
         " [live flow cut; before: reply]"
     );
     assert_eq!(
+        tail(text(json!({"staged": {"verdict": "deny", "default": "tierDefault"}}))),
+        " [staged: deny by tier default deny]"
+    );
+    assert_eq!(
         tail(text(json!({"event": "window", "reason": "windowEnded", "connections": 9, "flags": ["backfilled"]}))),
         " [9 connections, 240+180 bytes; backfilled]"
     );
@@ -105,6 +109,11 @@ fn deciders_are_named_by_kind_place_and_rule() {
     };
     assert_eq!(rule("GlobalNetworkPolicy", None, Some("dns")), "GlobalNetworkPolicy p ingress rule 2 \"dns\"");
     assert_eq!(rule("CalicoNetworkPolicy", Some("shop"), None), "CalicoNetworkPolicy shop/p ingress rule 2");
+    assert_eq!(rule("ClusterNetworkPolicy", None, Some("dns")), "ClusterNetworkPolicy p ingress rule 2 \"dns\"");
+    assert_eq!(
+        rule("StagedKubernetesNetworkPolicy", Some("shop"), None),
+        "StagedKubernetesNetworkPolicy shop/p ingress[2]"
+    );
     assert_eq!(rule("NetworkPolicy", Some("shop"), None), "NetworkPolicy shop/p ingress[2]");
     let isolating = json!([
         {"kind": "GlobalNetworkPolicy", "name": "a", "uid": "u"},

@@ -27,6 +27,9 @@ fn record() -> Value {
             "also": [{"kind": "GlobalNetworkPolicy", "name": "rest", "uid": "u2"}]
         },
         "previous": {"verdict": "allow", "unknown": "00000000000e0000"},
+        "staged": {"verdict": "deny", "default": "tierDefault", "isolating": [
+            {"kind": "StagedNetworkPolicy", "namespace": "shop", "name": "next", "uid": "u4"}
+        ]},
         "policyRevision": 12,
         "source": {
             "owner": "network", "networks": ["10.0.0.0/8"], "identity": "0000000000c10000", "ip": "10.0.0.3", "port": 9

@@ -56,6 +56,12 @@ impl Ends {
         self.icmp(kind, code, [0; 4], &quoted[..kept])
     }
 
+    /// The same with all of the quoted packet.
+    pub(crate) fn unreachable_whole(self, quoted: &[u8]) -> Vec<u8> {
+        let (kind, code) = if self.is_v4() { (3, 3) } else { (1, 4) };
+        self.icmp(kind, code, [0; 4], &quoted[14..])
+    }
+
     pub(crate) fn icmp(self, kind: u8, code: u8, rest: [u8; 4], payload: &[u8]) -> Vec<u8> {
         if self.is_v4() {
             let header = Icmpv4Header::new(Icmpv4Type::Unknown { type_u8: kind, code_u8: code, bytes5to8: rest });

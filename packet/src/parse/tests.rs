@@ -94,6 +94,8 @@ fn ipv6_extension_headers_are_walked() {
     );
     let nine = [60, 0, 1, 4, 0, 0, 0, 0].repeat(8);
     malformed(&ends(V6).ip(IpNumber(60), &[&nine[..], &last, &udp_bytes()].concat()));
+    // An authentication header without room for its own fields.
+    malformed(&ends(V6).ip(IpNumber(51), &[&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp_bytes()].concat()));
     // A header that says it is longer than the packet.
     malformed(&ends(V6).ip(IpNumber(60), &[&[17, 9, 1, 4, 0, 0, 0, 0][..], &udp_bytes()].concat()));
 }
@@ -112,6 +114,8 @@ fn every_truncation_is_malformed_and_none_panics() {
         ends(V6).ip(IpNumber(60), &[&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp_bytes()].concat()),
         ends(V6).fragment(&ends(V6).udp(1, 2), 9, 0, 8, true),
         ends(V4).fragment(&ends(V4).udp(1, 2), 9, 1, 8, false),
+        ends(V4).ip(IpNumber::SCTP, &[&[0, 1, 0, 2][..], &[0; 8]].concat()),
+        ends(V6).ip(IpNumber::SCTP, &[&[0, 1, 0, 2][..], &[0; 8]].concat()),
     ];
     for frame in frames {
         assert!(matches!(read(&frame).0, Kind::Ip | Kind::Arp), "the whole frame is fine: {frame:02x?}");
@@ -228,4 +232,124 @@ fn mapped_addresses_never_pass_for_ipv4() {
     };
     malformed(&mapped(14 + 8));
     malformed(&mapped(14 + 24));
+}
+
+#[test]
+fn a_hop_by_hop_header_stands_first_or_nowhere() {
+    let (hop, destination) = ([60, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]);
+    let first = [&hop[..], &destination, &udp_bytes()].concat();
+    check(&ends(V6).ip(IpNumber(0), &first), (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE));
+    let second = [&[0, 0, 1, 4, 0, 0, 0, 0][..], &destination, &udp_bytes()].concat();
+    malformed(&ends(V6).ip(IpNumber(60), &second));
+}
+
+#[test]
+fn a_packet_that_is_on_its_way_elsewhere_is_malformed() {
+    for kind in [0, 2, 3, 4, 253] {
+        for (left, want) in [(0, Kind::Ip), (1, Kind::Malformed), (255, Kind::Malformed)] {
+            let route = [&[17, 2, kind, left][..], &[0; 20], &udp_bytes()].concat();
+            assert_eq!(read(&ends(V6).ip(IpNumber(43), &route)).0, want, "type {kind}, {left} segments left");
+        }
+    }
+    let with_options = |options: [u8; 8]| {
+        let frame = ends(V4).ip(IpNumber::UDP, &[&options[..], &udp_bytes()].concat());
+        read(&patched(&frame, 14, &[0x47]))
+    };
+    let (router_alert, record_route) = ([148, 4, 0, 0, 0, 0, 0, 0], [7, 7, 4, 0, 0, 0, 0, 1]);
+    for options in [router_alert, record_route, [1, 1, 1, 1, 1, 1, 1, 1], [0, 131, 7, 4, 192, 0, 2, 1]] {
+        let (kind, packet) = with_options(options);
+        assert_eq!((kind, packet.source_port, packet.destination_port), (Kind::Ip, 12_345, 53), "{options:?}");
+    }
+    for options in [
+        [131, 7, 4, 192, 0, 2, 1, 0], // loose source route
+        [137, 7, 4, 192, 0, 2, 1, 0], // strict source route
+        [1, 131, 7, 4, 192, 0, 2, 1], // after padding
+        [148, 4, 0, 0, 131, 4, 4, 0], // after another option
+        [148, 1, 0, 0, 0, 0, 0, 0],   // an option that does not say how long it is
+        [148, 0, 0, 0, 0, 0, 0, 0],
+        [7, 9, 4, 0, 0, 0, 0, 0],   // one longer than the header
+        [1, 1, 1, 1, 1, 1, 1, 148], // one without room for its length
+    ] {
+        assert_eq!(with_options(options).0, Kind::Malformed, "{options:?}");
+    }
+}
+
+#[test]
+fn a_length_of_zero_is_an_offloaded_packets_and_else_says_what_it_says() {
+    let read_as = |frame: &[u8], offloaded| {
+        let mut host = Host::new();
+        (host.frame, host.offloaded) = (frame.to_vec(), offloaded);
+        let mut packet = Packet::default();
+        (super::frame(&host, &mut packet), packet.bytes)
+    };
+    let v4 = patched(&ends(V4).tcp(1, 2, "."), 16, &[0, 0]);
+    assert_eq!(read_as(&v4, true), (Kind::Ip, 47));
+    assert_eq!(read_as(&v4, false).0, Kind::Malformed);
+    let v6 = patched(&ends(V6).tcp(1, 2, "."), 18, &[0, 0]);
+    assert_eq!(read_as(&v6, true), (Kind::Ip, 67));
+    assert_eq!(read_as(&v6, false).0, Kind::Malformed, "a receiver cuts the segment off");
+    // Nothing behind the header is a packet too; a jumbogram is none that could be on this device.
+    let empty = ends(V6).ip(IpNumber(59), &[]);
+    assert_eq!(read_as(&empty, false), (Kind::Ip, 40));
+    let jumbo = [&[6, 0, 0xc2, 4, 0, 1, 0, 0][..], &ends(V6).tcp(1, 2, ".")[54..]].concat();
+    let jumbo = patched(&ends(V6).ip(IpNumber(0), &jumbo), 18, &[0, 0]);
+    assert_eq!(read_as(&jumbo, false).0, Kind::Malformed);
+    assert_eq!(read_as(&jumbo, true), (Kind::Ip, 75));
+}
+
+#[test]
+fn fragments_that_nobody_would_cut_are_malformed() {
+    for pair in [V4, V6] {
+        let whole = ends(pair).ip(IpNumber::UDP, &[&[0, 1, 0, 2, 0, 40, 0, 0][..], &[7; 32]].concat());
+        for (offset, bytes, more, want) in [
+            (0, 16, true, Kind::Ip),
+            (0, 12, true, Kind::Malformed), // ends between two steps
+            (2, 8, true, Kind::Ip),
+            (2, 12, true, Kind::Malformed),
+            (2, 12, false, Kind::Ip),       // the last may end anywhere
+            (5, 8, false, Kind::Malformed), // empty
+        ] {
+            let frame = ends(pair).fragment(&whole, 9, offset, bytes, more);
+            assert_eq!(read(&frame).0, want, "{bytes} bytes from {offset}, more: {more}");
+        }
+        // As far back as offsets reach, and beyond the largest packet.
+        let last = ends(pair).fragment(&whole, 9, 1, 7, false);
+        let at = if pair == V4 { 20 } else { 56 };
+        let shift = if pair == V4 { 0 } else { 3 };
+        let placed = |units: u16| patched(&last, at, &(units << shift).to_be_bytes());
+        assert_eq!(read(&placed(8_191)).0, Kind::Ip, "65,528 + 7 bytes");
+        let one_more = patched(&ends(pair).fragment(&whole, 9, 1, 8, false), at, &(8_191_u16 << shift).to_be_bytes());
+        malformed(&one_more);
+    }
+}
+
+#[test]
+fn two_fragment_headers_are_malformed_whichever_cuts() {
+    let whole_first = [&[44, 0, 0, 0, 0, 0, 0, 9][..], &[17, 0, 0, 1, 0, 0, 0, 9], &udp_bytes()].concat();
+    malformed(&ends(V6).ip(IpNumber(44), &whole_first));
+    let once = [&[17, 0, 0, 0, 0, 0, 0, 9][..], &udp_bytes()].concat();
+    check(&ends(V6).ip(IpNumber(44), &once), (Kind::Ip, protocol::UDP, 12_345, 53, FRAGMENT_NONE));
+}
+
+#[test]
+fn headers_behind_the_fragment_header_belong_to_the_first_fragment() {
+    let inner = [&[17, 0, 1, 4, 0, 0, 0, 0][..], &[0, 1, 0, 2, 0, 16, 0, 0], &[7; 8]].concat();
+    let first = [&[60, 0, 0, 1, 0, 0, 0, 9][..], &inner].concat();
+    check(&ends(V6).ip(IpNumber(44), &first), (Kind::Ip, protocol::UDP, 1, 2, FRAGMENT_FIRST));
+    // The headers go on beyond it: what would be judged is in the next one.
+    malformed(&ends(V6).ip(IpNumber(44), &first[..16]));
+    // In a later one the same bytes are payload.
+    let later = [&[60, 0, 0, 8, 0, 0, 0, 9][..], &inner].concat();
+    check(&ends(V6).ip(IpNumber(44), &later), (Kind::Ip, 60, 0, 0, FRAGMENT_LATER));
+}
+
+#[test]
+fn sealed_and_empty_packets_and_unknown_protocols_are_told_by_number() {
+    for pair in [V4, V6] {
+        for number in [4, 33, 41, 47, 50, 59, 103, 135, 139, 255] {
+            check(&ends(pair).ip(IpNumber(number), &[0xff; 24]), (Kind::Ip, number, 0, 0, FRAGMENT_NONE));
+        }
+        check(&ends(pair).ip(IpNumber(136), &udp_bytes()), (Kind::Ip, protocol::UDPLITE, 12_345, 53, FRAGMENT_NONE));
+        malformed(&ends(pair).ip(IpNumber::SCTP, &[0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0]));
+    }
 }

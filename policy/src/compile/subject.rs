@@ -156,18 +156,18 @@ fn applied_rules(rules: &Rules, own: &Identity, direction: Direction, family: Fa
         Rules::Closed(default) => return AppliedRules::Closed(*default),
         Rules::List(list) => list.as_slice(),
     };
-    let active = list.iter().zip(0_u32..).filter(|(rule, _)| {
+    let active = list.iter().filter(|rule| {
         rule.family.is_none_or(|only| only == family) && own.is_among(&rule.own) && rule.peer != Peers::Nobody
     });
     AppliedRules::List(
         active
-            .map(|(rule, index)| AppliedRule {
-                index,
+            .map(|rule| AppliedRule {
+                index: rule.index,
                 action: rule.action,
                 name: rule.name.clone(),
                 peers: match &rule.peer {
                     Peers::Anyone => None,
-                    Peers::Nobody => Some(Vec::new()),
+                    Peers::Nobody | Peers::BackendsOf(_) => Some(Vec::new()),
                     Peers::OneOf(list) => Some(list.clone()),
                 },
                 traffic: match direction {

@@ -9,7 +9,9 @@ use crate::model::{
     TierDefault,
 };
 use crate::selector::{self, SelectorError, Written};
-use crate::store::{BUILT_IN_TIERS, ObjectKey};
+use crate::store::{BUILT_IN_TIERS, ObjectKey, REGIME_TIER as REGIME};
+
+pub(super) use rule::network;
 
 const CLOSES: &str = "denies everything for the workloads it selects, in its directions";
 const CLOSES_BOTH: &str = "denies everything for the workloads it selects, both ways";
@@ -17,19 +19,24 @@ const CLOSES_MORE: &str = "denies everything, in its directions, for every workl
 const UNKNOWN_TIER: &str =
     "the tier is as it was before; without that, its policies deny everything for their subjects";
 
-pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
+/// A policy of either kind, or what a staged one would be.
+pub(super) fn policy(key: &ObjectKey, root: &Field<'_>) -> Policy {
     let mut policy = Policy { reference: reference(key, root), ..closed(key, root) };
     let empty = serde_json::Value::Object(serde_json::Map::new());
     let spec = match root.find("spec") {
         Some(spec) => spec.with(CLOSES_BOTH),
         None => root.at("spec").holding(&empty),
     };
-    let Ok(mut fields) = spec.fields() else { return Lowered::Policy(policy) };
+    let Ok(mut fields) = spec.fields() else { return policy };
+    if policy.reference.kind != policy.reference.kind.enforced() {
+        fields.ignore(&["stagedAction"]);
+    }
     let mut readable = true;
     let mut note = |result: Result<(), Unreadable>| readable &= result.is_ok();
 
     if let Some(field) = fields.take("tier") {
         match field.with(CLOSES).text() {
+            Ok(REGIME) => note(Err(field.with(CLOSES).bad("this tier is not for policies"))),
             Ok(tier) if !tier.is_empty() => tier.clone_into(&mut policy.tier),
             Ok(_) => {}
             Err(Unreadable) => note(Err(Unreadable)),
@@ -82,7 +89,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     let types = fields.take("types").map(|field| types(&field)).transpose();
     note(fields.finish());
 
-    let Ok(types) = types else { return Lowered::Policy(policy) };
+    let Ok(types) = types else { return policy };
     let given = |rules: &Option<Result<Vec<_>, Unreadable>>| {
         rules.as_ref().is_some_and(|rules| rules.as_ref().map_or(true, |list| !list.is_empty()))
     };
@@ -106,7 +113,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     };
     policy.ingress = settle(ingress, to);
     policy.egress = settle(egress, from);
-    Lowered::Policy(policy)
+    policy
 }
 
 /// A tier. One with a built-in name must say what is built in.
@@ -161,7 +168,8 @@ fn rules(
     direction: Direction,
     namespace: Option<&str>,
 ) -> Result<Vec<crate::model::Rule>, Unreadable> {
-    Ok(field.list()?.iter().map(|item| rule::lower(item, direction, namespace)).collect())
+    let list = field.list()?;
+    Ok((0_u32..).zip(&list).map(|(index, item)| rule::lower(item, index, direction, namespace)).collect())
 }
 
 fn labels(field: &Field<'_>) -> Result<Selector, Unreadable> {

@@ -1,9 +1,9 @@
 //! `networking.k8s.io/v1` NetworkPolicy, whole: an allow list for the pods that it selects in its namespace.
 
 use super::reader::{Field, Unreadable};
-use super::{Lowered, everything_in, labels, reference};
-use crate::model::{Action, DefaultDecider, Direction, Level, NamespaceMatch, Order, Peer, Peers, Policy, PortMatch};
-use crate::model::{Rule, Rules, Selector, ServiceAccountMatch, Traffic, TrafficMatch, WorkloadSelector};
+use super::{everything_in, labels, reference};
+use crate::model::{Action, DefaultDecider, Direction, Level, NamespaceMatch, Order, Peer, Peers, Policy, PolicyKind};
+use crate::model::{PortMatch, Rule, Rules, Selector, ServiceAccountMatch, Traffic, TrafficMatch, WorkloadSelector};
 use crate::store::ObjectKey;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ const RULE: &str = "this rule allows nobody";
 const PEER: &str = "this peer matches nobody";
 const PORT: &str = "this port matches nothing";
 
-pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
+pub(super) fn policy(key: &ObjectKey, root: &Field<'_>) -> Policy {
     let mut policy = Policy {
         reference: reference(key, root),
         tier: "default".to_owned(),
@@ -26,14 +26,18 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
         subject: everything_in(key.namespace.as_deref()),
         ingress: Rules::Closed(DefaultDecider::UnreadablePolicy),
         egress: Rules::Closed(DefaultDecider::UnreadablePolicy),
+        written: None,
     };
     let Some(spec) = root.find("spec") else {
         // As the API server would: an empty spec selects every pod and lets nothing in.
         policy.ingress = Rules::List(Vec::new());
         policy.egress = Rules::NotApplied;
-        return Lowered::Policy(policy);
+        return policy;
     };
-    let Ok(mut fields) = spec.with(CLOSES_BOTH).fields() else { return Lowered::Policy(policy) };
+    let Ok(mut fields) = spec.with(CLOSES_BOTH).fields() else { return policy };
+    if policy.reference.kind == PolicyKind::StagedKubernetesNetworkPolicy {
+        fields.ignore(&["stagedAction"]);
+    }
     let pods = fields.take("podSelector").map(|field| labels::selector(&field.with(CLOSES_NAMESPACE))).transpose();
     let ingress = fields.take("ingress").map(|field| rules(&field.with(CLOSES), Direction::Ingress, key));
     let egress = fields.take("egress").map(|field| rules(&field.with(CLOSES), Direction::Egress, key));
@@ -42,7 +46,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
 
     let Ok(types) = types else {
         policy.subject.pod = pods.unwrap_or_default().unwrap_or(Selector::Everything);
-        return Lowered::Policy(policy);
+        return policy;
     };
     let types = types.filter(|types| !types.is_empty());
     // Without types: ingress always, egress if there are egress rules.
@@ -68,7 +72,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     policy.subject.pod = pods.ok().flatten().unwrap_or(Selector::Everything);
     policy.ingress = settle(ingress, applies(Direction::Ingress, true));
     policy.egress = settle(egress, applies(Direction::Egress, some_egress));
-    Lowered::Policy(policy)
+    policy
 }
 
 fn types(field: &Field<'_>) -> Result<Vec<Direction>, Unreadable> {
@@ -90,10 +94,10 @@ fn rules(field: &Field<'_>, direction: Direction, key: &ObjectKey) -> Result<Rul
     if list.is_empty() {
         return Ok(Rules::NotApplied);
     }
-    Ok(Rules::List(list.iter().map(|item| rule(&item.with(RULE), direction, key)).collect()))
+    Ok(Rules::List((0_u32..).zip(&list).map(|(index, item)| rule(&item.with(RULE), index, direction, key)).collect()))
 }
 
-fn rule(field: &Field<'_>, direction: Direction, key: &ObjectKey) -> Rule {
+fn rule(field: &Field<'_>, index: u32, direction: Direction, key: &ObjectKey) -> Rule {
     let read = || {
         let mut fields = field.fields()?;
         let peers =
@@ -107,7 +111,7 @@ fn rule(field: &Field<'_>, direction: Direction, key: &ObjectKey) -> Rule {
     };
     let (peer, traffic) =
         read().unwrap_or_else(|Unreadable| (Peers::Nobody, Traffic { any_of: Some(Vec::new()), none_of: Vec::new() }));
-    Rule { action: Action::Allow, name: None, family: None, peer, own: Peers::Anyone, traffic }
+    Rule { index, action: Action::Allow, name: None, family: None, peer, own: Peers::Anyone, traffic }
 }
 
 fn peers(field: &Field<'_>, key: &ObjectKey) -> Result<Peers, Unreadable> {
@@ -126,7 +130,7 @@ fn peer(field: &Field<'_>, key: &ObjectKey) -> Result<Peer, Unreadable> {
     let namespaces = fields.take("namespaceSelector");
     let block = fields.take("ipBlock");
     fields.finish()?;
-    let mut peer = Peer { workload: None, not_workloads: Vec::new(), nets: None, not_nets: BTreeSet::new() };
+    let mut peer = Peer::default();
     match (&pods, &namespaces, &block) {
         (None, None, Some(block)) => {
             let mut fields = block.fields()?;

@@ -128,6 +128,11 @@ impl<'a> Field<'a> {
         self.value.is_string()
     }
 
+    /// Whether it is this text.
+    pub(super) fn is(&self, text: &str) -> bool {
+        self.value.as_str() == Some(text)
+    }
+
     /// The items of a list.
     pub(super) fn list(&self) -> Result<Vec<Self>, Unreadable> {
         let items = self.value.as_array().ok_or_else(|| self.bad("must be a list"))?;
@@ -168,6 +173,26 @@ impl<'a> Fields<'a> {
     pub(super) fn take(&mut self, name: &'static str) -> Option<Field<'a>> {
         self.taken.insert(name);
         self.this.find(name)
+    }
+
+    /// Consumes members that make no difference here.
+    pub(super) fn ignore(&mut self, names: &[&'static str]) {
+        self.taken.extend(names);
+    }
+
+    /// Tells of every member that was not taken, of an object that is a fact and no policy: a later version may add
+    /// some, and what is read still holds.
+    pub(super) fn finish_noting(self) {
+        Self { this: self.this.with("not looked at"), ..self }.finish_with(Level::Note, "this field is not known");
+    }
+
+    /// Reports every member that was not taken, with these words.
+    pub(super) fn finish_with(self, level: Level, what: &str) {
+        for (name, value) in self.map {
+            if !self.taken.contains(name.as_str()) && !value.is_null() {
+                self.this.child(name, value).problem(level, what);
+            }
+        }
     }
 
     /// Reports every member that was not taken.

@@ -2,9 +2,9 @@
 
 use super::Owner;
 use crate::model::{
-    Labels, NamespaceMatch, Peer, Peers, PortMatch, Selector, ServiceAccountMatch, Traffic, TrafficMatch,
+    Labels, NamespaceMatch, NetworkSet, Peer, Peers, PortMatch, Reading, Selector, ServiceAccountMatch, ServiceName,
 };
-use crate::model::{Workload, WorkloadSelector, World};
+use crate::model::{SetScope, SetSelector, Traffic, TrafficMatch, Workload, WorkloadSelector, World};
 use std::net::IpAddr;
 
 const ICMP: u8 = 1;
@@ -52,13 +52,70 @@ pub(super) fn peers(world: &World, peers: &Peers, owner: &Owner, address: IpAddr
         Peers::Anyone => true,
         Peers::Nobody => false,
         Peers::OneOf(list) => list.iter().any(|one| peer(world, one, owner, address.to_canonical())),
+        Peers::BackendsOf(service) => world.backends(service).any(|backend| backend.address == address.to_canonical()),
     }
+}
+
+/// Whether a service has a backend at this address that serves at this port.
+pub(super) fn serves(world: &World, service: &ServiceName, address: IpAddr, protocol: u8, port: u16) -> bool {
+    world.backends(service).filter(|backend| backend.address == address.to_canonical()).any(|backend| {
+        backend.ports.iter().any(|one| one.protocol == protocol && one.port.is_none_or(|only| only == port))
+    })
+}
+
+/// Whether these peers select, and whether they exclude, a network set or a service's backends that could not be read
+/// whole.
+pub(super) fn partial_lists(world: &World, peers: &Peers) -> (bool, bool) {
+    let list = match peers {
+        Peers::Anyone | Peers::Nobody => return (false, false),
+        Peers::BackendsOf(service) => {
+            let slices = world.endpoint_slices.get(service);
+            return (slices.is_some_and(|all| all.values().any(|slice| slice.reading == Reading::Partial)), false);
+        }
+        Peers::OneOf(list) => list,
+    };
+    let partial = |wanted: &SetSelector| {
+        world.network_sets.values().any(|one| one.reading == Reading::Partial && set(world, wanted, one))
+    };
+    (
+        list.iter().any(|peer| peer.sets.as_ref().is_some_and(partial)),
+        list.iter().any(|peer| peer.not_sets.iter().any(partial)),
+    )
+}
+
+fn set(world: &World, wanted: &SetSelector, one: &NetworkSet) -> bool {
+    let none = Labels::new();
+    let in_scope = match &wanted.scope {
+        SetScope::Everywhere => true,
+        SetScope::Global => one.namespace.is_none(),
+        SetScope::AnyNamespace => one.namespace.is_some(),
+        SetScope::Namespace(name) => one.namespace.as_ref() == Some(name),
+        SetScope::Namespaces(labels) => {
+            let of_namespace = |name| selector(labels, world.namespaces.get(name).unwrap_or(&none));
+            one.namespace.as_ref().is_some_and(of_namespace)
+        }
+    };
+    in_scope && selector(&wanted.labels, &one.selector_labels())
 }
 
 fn peer(world: &World, peer: &Peer, owner: &Owner, address: IpAddr) -> bool {
     let pod = if let Owner::Workload(pod) = owner { Some(pod) } else { None };
     let is_selected = |wanted: &WorkloadSelector| pod.is_some_and(|pod| workload(world, wanted, pod));
-    peer.workload.as_ref().is_none_or(is_selected)
+    let in_set = |wanted: &SetSelector| {
+        let sets = world.network_sets.values().filter(|one| set(world, wanted, one));
+        sets.flat_map(|one| &one.nets).any(|net| net.contains(&address))
+    };
+    let is_node = |labels: &Selector| {
+        let mut nodes = world.nodes.values().filter(|node| node.addresses.contains(&address));
+        nodes.any(|node| selector(labels, &node.labels))
+    };
+    let anyone = peer.workload.is_none() && peer.sets.is_none() && peer.nodes.is_none();
+    let is_meant = anyone
+        || peer.workload.as_ref().is_some_and(is_selected)
+        || peer.sets.as_ref().is_some_and(in_set)
+        || peer.nodes.as_ref().is_some_and(is_node);
+    is_meant
+        && !peer.not_sets.iter().any(in_set)
         && !peer.not_workloads.iter().any(is_selected)
         && peer.nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&address)))
         && !peer.not_nets.iter().any(|net| net.contains(&address))

@@ -98,3 +98,17 @@ fn errors_name_the_place_what_was_expected_and_what_was_found() {
     let nots = format!("{}has(a)", "!".repeat(200));
     fails(&nots, "at byte 100: expected at most 100 levels of nesting, found deeper nesting");
 }
+
+#[test]
+fn what_may_be_nested_as_deep_as_it_may_is_printed_no_deeper() {
+    for text in [
+        format!("{}a starts with 'b'", "!".repeat(99)),
+        format!("{}(a == 'b' || has(c) && has(d))", "!".repeat(98)),
+        format!("has(a) && {}has(b) || {}has(c)", "!".repeat(99), "!".repeat(99)),
+        format!("{}has(a){}", "!(has(b) && ".repeat(49), ")".repeat(49)),
+    ] {
+        let read = parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let printed = read.to_string();
+        assert_eq!(parse(&printed), Ok(read), "{text} as {printed}");
+    }
+}

@@ -37,9 +37,20 @@ impl ObjectKey {
         let name = text(metadata, "name", "metadata.name")?;
         let group = version.split_once('/').map_or("", |(group, _)| group).to_owned();
         let namespace = match (group.as_str(), kind.as_str()) {
-            ("", "Node" | "Namespace") | ("projectcalico.org", "GlobalNetworkPolicy" | "Tier") => None,
+            ("", "Node" | "Namespace")
+            | (
+                "projectcalico.org",
+                "GlobalNetworkPolicy" | "StagedGlobalNetworkPolicy" | "GlobalNetworkSet" | "Tier",
+            )
+            | ("policy.networking.k8s.io", "ClusterNetworkPolicy") => None,
             (group, kind) => {
-                let namespaced = matches!((group, kind), ("", "Pod" | "ServiceAccount") | (_, "NetworkPolicy"));
+                let namespaced = matches!(
+                    (group, kind),
+                    ("", "Pod" | "ServiceAccount" | "Service")
+                        | ("discovery.k8s.io", "EndpointSlice")
+                        | (_, "NetworkPolicy")
+                        | ("projectcalico.org", "NetworkSet" | "StagedNetworkPolicy" | "StagedKubernetesNetworkPolicy")
+                );
                 match metadata.get("namespace") {
                     None | Some(Value::Null) => namespaced.then(|| "default".to_owned()),
                     Some(Value::String(text)) if text.is_empty() => namespaced.then(|| "default".to_owned()),

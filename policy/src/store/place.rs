@@ -1,41 +1,48 @@
 //! Where tiers and policies stand in the evaluation, and what is undefined about it.
 
 use super::Touched;
-use crate::model::{DefaultDecider, Level, Order, Policy, PolicyKind, Problem, Rules, Tier, TierDefault};
+use super::resolve::Sources;
+use crate::model::{
+    DefaultDecider, Level, Order, Policy, PolicyKind, PolicyRef, Problem, Rules, StagedAction, StagedPolicy, Tier,
+    TierDefault, Tiers,
+};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// The tier before all others, for the guards of regimes. No policy of another API stands in it.
+pub(crate) const REGIME: &str = "regime";
+
 /// Tiers that are always there. The numbers are those of Calico's own kube-admin, default and kube-baseline tiers.
-pub(crate) const BUILT_IN: [(&str, f64, TierDefault); 3] = [
+pub(crate) const BUILT_IN: [(&str, f64, TierDefault); 4] = [
+    (REGIME, 0.0, TierDefault::Pass),
     ("admin", 1_000.0, TierDefault::Pass),
     ("default", 1_000_000.0, TierDefault::Deny),
     ("baseline", 10_000_000.0, TierDefault::Pass),
 ];
-
-pub(super) type Tiers = Vec<(Tier, Vec<Arc<Policy>>)>;
 
 /// A tier that policies name but nobody has defined goes before all others: its rank is unknown, so is what it passes.
 fn unknown_tier(name: &str) -> String {
     format!("unknown tier {name}")
 }
 
-fn rank(tier: &Tier) -> (bool, bool, Option<Order>, &str) {
-    (!tier.name.starts_with("unknown tier "), tier.order.is_none(), tier.order, &tier.name)
+fn rank(tier: &Tier) -> (bool, bool, bool, Option<Order>, &str) {
+    (tier.name != REGIME, !tier.name.starts_with("unknown tier "), tier.order.is_none(), tier.order, &tier.name)
 }
 
 /// Policies without order come last; ties go by kind, namespace and name, which no API defines.
 fn by_evaluation(a: &Policy, b: &Policy) -> Ordering {
     let key = |policy: &Policy| (policy.order.is_none(), policy.order);
-    let name =
-        |policy: &Policy| (policy.reference.kind, policy.reference.namespace.clone(), policy.reference.name.clone());
+    let name = |policy: &Policy| {
+        (policy.reference.kind.enforced(), policy.reference.namespace.clone(), policy.reference.name.clone())
+    };
     key(a).cmp(&key(b)).then_with(|| name(a).cmp(&name(b)))
 }
 
 /// The policy as it stands: one whose tier is not there is closed in its directions.
-fn placed(policy: Arc<Policy>, known: bool) -> Arc<Policy> {
+fn placed(policy: &Arc<Policy>, known: bool, sources: Sources<'_>) -> Arc<Policy> {
     if known {
-        return policy;
+        return sources.resolve(policy);
     }
     let close = |rules: &Rules| match rules {
         Rules::List(_) => Rules::Closed(DefaultDecider::UnreadablePolicy),
@@ -45,12 +52,16 @@ fn placed(policy: Arc<Policy>, known: bool) -> Arc<Policy> {
         tier: unknown_tier(&policy.tier),
         ingress: close(&policy.ingress),
         egress: close(&policy.egress),
-        ..Policy::clone(&policy)
+        ..Policy::clone(policy)
     })
 }
 
 /// All tiers and policies in evaluation order. A given tier of a built-in name changes nothing.
-pub(super) fn arrange(tiers: impl Iterator<Item = Tier>, policies: impl Iterator<Item = Arc<Policy>>) -> Tiers {
+pub(super) fn arrange(
+    tiers: impl Iterator<Item = Tier>,
+    policies: impl Iterator<Item = Arc<Policy>>,
+    sources: Sources<'_>,
+) -> Tiers {
     let mut all: BTreeMap<String, Tier> = tiers.map(|tier| (tier.name.clone(), tier)).collect();
     for (name, order, default) in BUILT_IN {
         all.insert(name.to_owned(), Tier { name: name.to_owned(), order: Some(Order(order)), default });
@@ -58,7 +69,7 @@ pub(super) fn arrange(tiers: impl Iterator<Item = Tier>, policies: impl Iterator
     let mut arranged: Tiers = all.into_values().map(|tier| (tier, Vec::new())).collect();
     arranged.sort_by(|(a, _), (b, _)| rank(a).cmp(&rank(b)));
     for policy in policies {
-        insert(&mut arranged, policy);
+        insert(&mut arranged, &policy, sources);
     }
     arranged
 }
@@ -68,9 +79,9 @@ fn position(tiers: &Tiers, name: &str) -> Option<usize> {
 }
 
 /// Puts a policy in its place; true if that made a tier.
-fn insert(tiers: &mut Tiers, policy: Arc<Policy>) -> (Arc<Policy>, bool) {
+fn insert(tiers: &mut Tiers, policy: &Arc<Policy>, sources: Sources<'_>) -> (Arc<Policy>, bool) {
     let known = position(tiers, &policy.tier).is_some();
-    let policy = placed(policy, known);
+    let policy = placed(policy, known, sources);
     let (at, made) = match position(tiers, &policy.tier) {
         Some(at) => (at, false),
         None => {
@@ -109,9 +120,14 @@ fn remove(tiers: &mut Tiers, policy: &Policy) -> Option<(Arc<Policy>, bool)> {
 }
 
 /// Replaces one policy (both as lowered) and tells what that altered.
-pub(super) fn replace(tiers: &mut Tiers, before: Option<&Policy>, after: Option<Arc<Policy>>) -> Vec<Touched> {
+pub(super) fn replace(
+    tiers: &mut Tiers,
+    before: Option<&Policy>,
+    after: Option<Arc<Policy>>,
+    sources: Sources<'_>,
+) -> Vec<Touched> {
     let removed = before.and_then(|before| remove(tiers, before));
-    let inserted = after.map(|after| insert(tiers, after));
+    let inserted = after.map(|after| insert(tiers, &after, sources));
     let made = inserted.as_ref().is_some_and(|(_, made)| *made);
     let emptied = removed.as_ref().is_some_and(|(_, emptied)| *emptied);
     let before = removed.map(|(policy, _)| policy);
@@ -125,6 +141,55 @@ pub(super) fn replace(tiers: &mut Tiers, before: Option<&Policy>, after: Option<
         touched.push(Touched::Policy { before, after });
     }
     touched
+}
+
+/// The tiers as they would be with these applied: each takes the place of the enforced policy of its name, or removes it.
+pub(super) fn stage<'a>(
+    enforced: &Tiers,
+    staged: impl Iterator<Item = &'a Arc<StagedPolicy>> + Clone,
+    sources: Sources<'_>,
+) -> Tiers {
+    let replaced: BTreeSet<_> = staged.clone().map(|staged| name(&staged.policy.reference)).collect();
+    let mut tiers = enforced.clone();
+    for (_, policies) in &mut tiers {
+        policies.retain(|policy| !replaced.contains(&name(&policy.reference)));
+    }
+    for set in staged.filter(|staged| staged.action == StagedAction::Set) {
+        insert(&mut tiers, &set.policy, sources);
+    }
+    tiers.retain(|(tier, policies)| !policies.is_empty() || !tier.name.starts_with("unknown tier "));
+    tiers
+}
+
+/// What an object and its staged form share.
+fn name(reference: &PolicyRef) -> (PolicyKind, Option<&str>, &str) {
+    (reference.kind.enforced(), reference.namespace.as_deref(), &reference.name)
+}
+
+/// What is wrong with staged policies alone.
+pub(super) fn staged_problems<'a>(
+    tiers: &Tiers,
+    enforced: &Tiers,
+    staged: impl Iterator<Item = &'a Arc<StagedPolicy>>,
+) -> Vec<Problem> {
+    let mut found = problems(tiers);
+    let (known, all) = (problems(enforced), || enforced.iter().flat_map(|(_, policies)| policies));
+    let names: BTreeSet<_> = all().map(|policy| name(&policy.reference)).collect();
+    found.retain(|problem| !known.contains(problem));
+    for removal in staged.filter(|staged| staged.action == StagedAction::Delete) {
+        let reference = &removal.policy.reference;
+        if !names.contains(&name(reference)) {
+            found.push(Problem {
+                level: Level::Note,
+                object: reference.to_string(),
+                field: "spec.stagedAction".to_owned(),
+                value: "Delete".to_owned(),
+                what: "there is no policy of this name to remove".to_owned(),
+                effect: "the preview shows nothing of it".to_owned(),
+            });
+        }
+    }
+    found
 }
 
 /// What differs between two arrangements.
@@ -151,7 +216,7 @@ pub(super) fn difference(before: &Tiers, after: &Tiers) -> Vec<Touched> {
 /// Ties that the APIs leave undefined, and policies whose tier is not there.
 pub(super) fn problems(tiers: &Tiers) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for pair in tiers.windows(2) {
+    for pair in tiers.windows(2).filter(|pair| pair[0].0.name != REGIME) {
         let (Some(order), true) = (pair[0].0.order, pair[0].0.order == pair[1].0.order) else { continue };
         problems.push(Problem {
             level: Level::Note,
@@ -168,10 +233,11 @@ pub(super) fn problems(tiers: &Tiers) -> Vec<Problem> {
                 if pair.iter().all(|policy| policy.reference.kind == PolicyKind::NetworkPolicy) {
                     continue;
                 }
+                let cluster = pair[1].reference.kind == PolicyKind::ClusterNetworkPolicy;
                 problems.push(Problem {
                     level: Level::Note,
                     object: pair[1].reference.to_string(),
-                    field: "spec.order".to_owned(),
+                    field: if cluster { "spec.priority" } else { "spec.order" }.to_owned(),
                     value: pair[1].order.map(|order| order.0.to_string()).unwrap_or_default(),
                     what: format!(
                         "{} has the same order in tier {}, and the API does not say which goes first",

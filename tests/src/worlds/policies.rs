@@ -1,9 +1,10 @@
-//! Random policies of both API families, weighted so that each kind of rule decides a fair share of flows.
+//! Random policies of all API families, weighted so that each kind of rule decides a fair share of flows.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::{NAMESPACES, chance, pick};
+use super::calico::calico;
+use super::{NAMESPACES, chance, cluster, pick, staged};
 
 /// Adds tiers and policies.
 pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
@@ -17,19 +18,23 @@ pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
             json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": tier }, "spec": spec }),
         );
     }
-    for number in 0..rng.u8(3..=6) {
+    for number in 0..rng.u8(2..=5) {
         objects.push(kubernetes(rng, number));
     }
-    for number in 0..rng.u8(0..=2) {
+    for number in 0..rng.u8(1..=3) {
         objects.push(calico(rng, number, &tiers, None));
     }
-    for number in 0..rng.u8(1..=4) {
+    for number in 0..rng.u8(2..=6) {
         let namespace = pick(rng, &NAMESPACES);
         objects.push(calico(rng, number, &tiers, Some(namespace)));
     }
+    for number in 0..rng.u8(1..=4) {
+        objects.push(cluster::policy(rng, number));
+    }
+    staged::add(rng, objects, &tiers);
 }
 
-fn label_selector(rng: &mut Rng) -> Value {
+pub(super) fn label_selector(rng: &mut Rng) -> Value {
     match rng.u8(..5) {
         0 => json!({}),
         1 => json!({ "matchLabels": { "app": pick(rng, &["web", "db", "api"]) } }),
@@ -51,7 +56,7 @@ fn block(rng: &mut Rng) -> Value {
     }
 }
 
-fn kubernetes(rng: &mut Rng, number: u8) -> Value {
+pub(super) fn kubernetes(rng: &mut Rng, number: u8) -> Value {
     let mut spec = json!({ "podSelector": label_selector(rng) });
     let types = match rng.u8(..4) {
         0 => None,
@@ -63,7 +68,7 @@ fn kubernetes(rng: &mut Rng, number: u8) -> Value {
         |direction: &str| types.as_ref().is_none_or(|t| t.as_array().is_some_and(|t| t.contains(&json!(direction))));
     for (direction, list, side) in [("Ingress", "ingress", "from"), ("Egress", "egress", "to")] {
         if has(direction) && chance(rng, 85) {
-            let rules: Vec<Value> = (0..rng.u8(0..=4)).map(|_| kubernetes_rule(rng, side)).collect();
+            let rules: Vec<Value> = (0..rng.u8(1..=5)).map(|_| kubernetes_rule(rng, side)).collect();
             spec[list] = json!(rules);
         }
     }
@@ -82,7 +87,7 @@ fn kubernetes_rule(rng: &mut Rng, side: &str) -> Value {
     let mut rule = json!({});
     if chance(rng, 65) {
         let peers: Vec<Value> = (0..rng.u8(1..=2))
-            .map(|_| match rng.u8(..6) {
+            .map(|_| match rng.u8(..8) {
                 0 => json!({ "podSelector": label_selector(rng) }),
                 1 => json!({ "namespaceSelector": { "matchLabels": { "team": pick(rng, &["a", "b"]) } } }),
                 2 => json!({ "namespaceSelector": {}, "podSelector": label_selector(rng) }),
@@ -104,102 +109,6 @@ fn kubernetes_rule(rng: &mut Rng, side: &str) -> Value {
             })
             .collect();
         rule["ports"] = json!(ports);
-    }
-    rule
-}
-
-const SELECTORS: [&str; 8] = [
-    "all()",
-    "app == \"web\"",
-    "app != \"db\"",
-    "has(PCI)",
-    "PCI == \"true\" && !(tier == \"back\")",
-    "app in {\"web\", \"api\"} || !has(tier)",
-    "app starts with \"w\" || tier ends with \"ck\"",
-    "app contains \"b\"",
-];
-
-fn calico(rng: &mut Rng, number: u8, tiers: &[&str], namespace: Option<&str>) -> Value {
-    let tier = if !tiers.is_empty() && chance(rng, 75) { pick(rng, tiers) } else { "default" };
-    let kind = if namespace.is_some() { "NetworkPolicy" } else { "GlobalNetworkPolicy" };
-    let prefix = if namespace.is_some() { "cnp" } else { "gnp" };
-    let mut spec = json!({ "tier": tier, "selector": pick(rng, &SELECTORS) });
-    if chance(rng, 70) {
-        spec["order"] = json!(rng.u16(1..2000));
-    }
-    if namespace.is_none() && chance(rng, 25) {
-        spec["namespaceSelector"] = json!("team == \"a\"");
-    }
-    if chance(rng, 10) {
-        spec["serviceAccountSelector"] = json!("role == \"batch\"");
-    }
-    let mut types = Vec::new();
-    for (direction, list) in [("Ingress", "ingress"), ("Egress", "egress")] {
-        if chance(rng, 85) {
-            types.push(direction);
-            let rules: Vec<Value> = (0..rng.u8(1..=5)).map(|_| calico_rule(rng, list)).collect();
-            spec[list] = json!(rules);
-        }
-    }
-    if types.is_empty() {
-        types.push("Ingress");
-    }
-    spec["types"] = json!(types);
-    let name = format!("{tier}.{prefix}-{number}");
-    let mut metadata = json!({ "name": name, "uid": format!("{prefix}-{number}"), "generation": 2 });
-    if let Some(namespace) = namespace {
-        metadata["namespace"] = json!(namespace);
-    }
-    json!({ "apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec })
-}
-
-fn calico_rule(rng: &mut Rng, list: &str) -> Value {
-    let action = pick(rng, &["Allow", "Allow", "Deny", "Deny", "Pass", "Pass", "Log"]);
-    let mut rule = json!({ "action": action });
-    let (peer, own) = if list == "ingress" { ("source", "destination") } else { ("destination", "source") };
-    if chance(rng, 70) {
-        rule[peer] = match rng.u8(..9) {
-            6 => json!({ "serviceAccounts": { "names": ["robot"] } }),
-            7 => json!({ "nets": ["192.168.7.0/30", "10.244.1.16/28"] }),
-            0 | 1 => json!({ "selector": pick(rng, &SELECTORS) }),
-            2 => {
-                json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) })
-            }
-            3 | 8 => json!({ "nets": ["198.51.100.0/24", "10.244.1.0/27"], "notNets": ["198.51.100.128/25"] }),
-            4 => json!({ "notSelector": pick(rng, &SELECTORS) }),
-            _ => json!({ "nets": ["2001:db8::/32", "fd00:244:1::/64"], "notNets": ["2001:db8:1:ff::/64"] }),
-        };
-    }
-    if chance(rng, 12) {
-        rule[own] = json!({ "selector": pick(rng, &SELECTORS) });
-    }
-    match rng.u8(..14) {
-        0..8 => {
-            rule["protocol"] = json!(pick(rng, &["TCP", "TCP", "UDP"]));
-            if chance(rng, 80) {
-                let ports = [
-                    json!([80, 443]),
-                    json!(["8000:8099"]),
-                    json!(["8000:8099"]),
-                    json!(["http", "dns"]),
-                    json!(["http", "dns"]),
-                    json!(["http"]),
-                    json!(["1:65535"]),
-                    json!(["dns", 5432]),
-                ];
-                rule["destination"]["ports"] = ports[rng.usize(..ports.len())].clone();
-            } else if chance(rng, 50) {
-                rule["destination"]["notPorts"] = json!([80, "8050:8099"]);
-            }
-        }
-        8 => rule["notProtocol"] = json!("UDP"),
-        9 => {
-            rule["protocol"] = json!("ICMP");
-            rule["icmp"] = json!({ "type": 8 });
-        }
-        10 => rule["ipVersion"] = json!(*rng.choice(&[4, 6]).expect("not empty")),
-        11 => rule["protocol"] = json!(47),
-        _ => {}
     }
     rule
 }

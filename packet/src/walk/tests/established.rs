@@ -248,3 +248,35 @@ fn a_flow_that_cannot_be_stored_is_denied() {
         assert_eq!(world.host.stat(stats::FLOWS_LOST), u64::from(!room));
     }
 }
+
+#[test]
+fn a_syn_with_fin_is_an_opening_segment_too() {
+    let mut world = closed_inwards();
+    let out = POD.to(CLIENT, false);
+    assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
+    assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, "S."), CLIENT_DEVICE), Continue);
+    world.events();
+    for flags in ["S", "SF"] {
+        assert_eq!(world.pod_gets(&out.back().tcp(443, 40_000, flags), CLIENT_DEVICE), Drop, "{flags}");
+    }
+    assert_eq!(event_kinds(&world.events()), [(EVENT_DENIED, decided(false, 1))]);
+    // Alone, it is not taken for the middle of a connection that the pod might have opened.
+    assert_eq!(world.pod_gets(&out.back().tcp(444, 40_001, "SF"), CLIENT_DEVICE), Drop);
+    assert_eq!(world.pod_gets(&out.back().tcp(444, 40_001, "F."), CLIENT_DEVICE), Continue);
+}
+
+#[test]
+fn odd_flags_open_nothing_that_a_bare_syn_would_not() {
+    for flags in ["", "F", "R", ".", "SF", "SR", "SFR", "S.", "SR.", "FR."] {
+        // Nobody may reach the pod, and the pod may reach nobody.
+        let mut world = closed_inwards();
+        world.row(2, ClassId(0), decided(false, 3));
+        world.select(1, 2);
+        assert_eq!(world.pod_gets(&CLIENT.to(POD, false).tcp(1, 2, flags), CLIENT_DEVICE), Drop, "to the pod: {flags}");
+        assert_eq!(world.pod_sends(&POD.to(CLIENT, false).tcp(3, 4, flags)), Drop, "from the pod: {flags}");
+        // Control: both may.
+        world.select(0, 0);
+        assert_eq!(world.pod_gets(&CLIENT.to(POD, false).tcp(1, 2, flags), CLIENT_DEVICE), Continue);
+        assert_eq!(world.pod_sends(&POD.to(CLIENT, false).tcp(3, 4, flags)), Continue);
+    }
+}

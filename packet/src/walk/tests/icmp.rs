@@ -142,3 +142,48 @@ fn an_error_that_quotes_a_ping_is_about_that_ping() {
         assert_eq!(world.pod_gets(&WORLD.to(POD, v6).unreachable(&out.ping(8)), UPLINK), Drop);
     }
 }
+
+#[test]
+fn a_path_mtu_message_about_a_live_flow_passes_and_about_none_is_judged() {
+    for v6 in [false, true] {
+        let mut world = closed_inwards();
+        let request = POD.to(REMOTE, v6).udp(40_000, 53);
+        let (kind, code) = if v6 { (2, 0) } else { (3, 4) };
+        let too_big = WORLD.to(POD, v6).icmp(kind, code, [0, 0, 5, 0], &request[14..]);
+        assert_eq!(world.pod_gets(&too_big, UPLINK), Drop);
+        let event = world.event();
+        assert_eq!((event.decision, event.port), (decided(false, 1), u32::from(kind) << 8 | u32::from(code)));
+        assert_eq!(world.pod_sends(&request), Continue);
+        assert_eq!(world.pod_gets(&too_big, UPLINK), Continue);
+        // With a later fragment, or a packet that is cut off, nobody can say which flow it is about.
+        let later = POD.to(REMOTE, v6).fragment(&request, 9, 1, 7, false);
+        for quoted in [&later[14..], &request[14..request.len() - 8]] {
+            let error = WORLD.to(POD, v6).icmp(kind, code, [0, 0, 5, 0], quoted);
+            assert_eq!(world.pod_gets(&error, UPLINK), Drop, "{quoted:02x?}");
+        }
+    }
+}
+
+#[test]
+fn a_quoted_packet_is_found_behind_its_own_options_and_extension_headers() {
+    for v6 in [false, true] {
+        let mut world = closed_inwards();
+        let request = POD.to(REMOTE, v6).udp(40_000, 53);
+        assert_eq!(world.pod_sends(&request), Continue);
+        let (router, header) = (WORLD.to(POD, v6), if v6 { 54 } else { 34 });
+        let shifted = if v6 {
+            let chain = [&[17, 0, 1, 4, 0, 0, 0, 0][..], &request[header..]].concat();
+            POD.to(REMOTE, v6).ip(etherparse::IpNumber(60), &chain)
+        } else {
+            let mut frame =
+                POD.to(REMOTE, v6).ip(etherparse::IpNumber::UDP, &[&[1; 4][..], &request[header..]].concat());
+            frame[14] = 0x46;
+            frame
+        };
+        assert_eq!(world.pod_gets(&router.unreachable_whole(&shifted), UPLINK), Continue);
+        let mut other = shifted.clone();
+        let last = other.len() - 15 + 1;
+        other[last] ^= 1; // the source port
+        assert_eq!(world.pod_gets(&router.unreachable_whole(&other), UPLINK), Drop);
+    }
+}

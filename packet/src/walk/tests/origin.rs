@@ -6,6 +6,7 @@ use crate::host::{
 };
 use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_LOCAL_POD};
 use reeve_abi::decision;
+use reeve_abi::endpoint::{ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6};
 use reeve_abi::event::EVENT_DENIED;
 use reeve_abi::ids::{ClassId, DecisionId};
 use reeve_abi::stats;
@@ -176,6 +177,22 @@ fn a_contested_address_is_judged_as_nobodys() {
 
 fn decision_of_contested() -> DecisionId {
     decided(false, 9)
+}
+
+#[test]
+fn a_pod_whose_address_is_contested_neither_sends_nor_receives_in_that_family() {
+    for (flag, closed_v6) in [(ENDPOINT_CONTESTED_V4, false), (ENDPOINT_CONTESTED_V6, true)] {
+        for v6 in [false, true] {
+            let mut world = open();
+            world.endpoint().flags |= flag;
+            let want = if v6 == closed_v6 { Drop } else { Continue };
+            assert_eq!(world.pod_sends(&POD.to(REMOTE, v6).udp(1, 2)), want);
+            assert_eq!(world.pod_gets(&REMOTE.to(POD, v6).udp(3, 4), UPLINK), want);
+            let told: Vec<_> = world.events().iter().map(|event| event.decision).collect();
+            let closed = [decision::CONTESTED_ADDRESS; 2];
+            assert_eq!(told, if v6 == closed_v6 { closed } else { [decided(true, 2), decided(true, 1)] });
+        }
+    }
 }
 
 #[test]

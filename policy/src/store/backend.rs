@@ -1,0 +1,190 @@
+//! What slices say of pods, where it is not what the pods say of themselves.
+
+use super::Touched;
+use crate::model::{Endpoint, EndpointSlice, Level, Problem, ServiceName, TargetPod, Workload, World};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+const AS_GIVEN: &str = "the pod goes by its own status; behind the service the address stands as the slice has it";
+
+/// Names a slice: its namespace and name.
+type SliceName = (String, String);
+
+/// Who a slice says that an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Uid(String),
+    Name(String, String),
+}
+
+impl Target {
+    fn of(target: &TargetPod) -> Self {
+        match &target.uid {
+            Some(uid) => Self::Uid(uid.clone()),
+            None => Self::Name(target.namespace.clone(), target.name.clone()),
+        }
+    }
+}
+
+/// Contradictions between Services, their slices and the pods, looked at again where something about them changes.
+#[derive(Debug, Default)]
+pub(super) struct Contradictions {
+    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    /// Which slices speak of a pod.
+    about: BTreeMap<Target, BTreeSet<SliceName>>,
+    /// UIDs of pods by namespace and name.
+    pods: BTreeMap<(String, String), String>,
+    /// What was found, of slices with problems.
+    found: BTreeMap<SliceName, Vec<Problem>>,
+    shared: OnceLock<Vec<Problem>>,
+}
+
+impl Contradictions {
+    /// Looks again at what a change is about; the world has it already.
+    pub(super) fn take(&mut self, world: &World, touch: &Touched) {
+        match touch {
+            Touched::Service { .. } => self.shared = OnceLock::new(),
+            Touched::EndpointSlice { before, after } => {
+                before.iter().for_each(|slice| self.remove(slice));
+                if let Some(slice) = after {
+                    self.insert(slice);
+                    self.review(world, &(slice.service.namespace.clone(), slice.name.clone()));
+                }
+            }
+            Touched::Workload { before, after } => {
+                let mut about = BTreeSet::new();
+                for pod in before.iter().chain(after) {
+                    let name = (pod.namespace.clone(), pod.name.clone());
+                    for target in [Target::Uid(pod.uid.clone()), Target::Name(name.0.clone(), name.1.clone())] {
+                        about.extend(self.about.get(&target).into_iter().flatten().cloned());
+                    }
+                    if self.pods.get(&name) == Some(&pod.uid) {
+                        self.pods.remove(&name);
+                    }
+                }
+                if let Some(pod) = after {
+                    self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod.uid.clone());
+                }
+                about.iter().for_each(|slice| self.review(world, slice));
+            }
+            _ => {}
+        }
+    }
+
+    fn insert(&mut self, slice: &Arc<EndpointSlice>) {
+        let name = (slice.service.namespace.clone(), slice.name.clone());
+        for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+            self.about.entry(Target::of(target)).or_default().insert(name.clone());
+        }
+        self.slices.insert(name, Arc::clone(slice));
+    }
+
+    fn remove(&mut self, slice: &EndpointSlice) {
+        let name = (slice.service.namespace.clone(), slice.name.clone());
+        for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+            let target = Target::of(target);
+            if let Some(about) = self.about.get_mut(&target) {
+                about.remove(&name);
+                if about.is_empty() {
+                    self.about.remove(&target);
+                }
+            }
+        }
+        self.found.remove(&name);
+        self.slices.remove(&name);
+    }
+
+    fn review(&mut self, world: &World, name: &SliceName) {
+        let problems = self.slices.get(name).map(|slice| self.of_slice(world, slice)).unwrap_or_default();
+        if problems.is_empty() {
+            self.found.remove(name);
+        } else {
+            self.found.insert(name.clone(), problems);
+        }
+    }
+
+    /// All that there are now.
+    pub(super) fn problems(&self, world: &World) -> impl Iterator<Item = &Problem> {
+        self.found.values().flatten().chain(self.shared.get_or_init(|| shared_addresses(world)))
+    }
+
+    fn of_slice(&self, world: &World, slice: &EndpointSlice) -> Vec<Problem> {
+        let mut found: Vec<Problem> = Vec::new();
+        for (index, endpoint) in slice.endpoints.iter().enumerate() {
+            let Some(target) = &endpoint.pod else { continue };
+            let by_name = || self.pods.get(&(target.namespace.clone(), target.name.clone()));
+            let pod = target.uid.as_ref().or_else(by_name).and_then(|uid| world.workloads.get(uid));
+            let of = |field: &str, value: &str, what: String| Problem {
+                level: Level::Warning,
+                object: format!("EndpointSlice/{}/{}", slice.service.namespace, slice.name),
+                field: format!("endpoints[{index}].{field}"),
+                value: value.to_owned(),
+                what,
+                effect: AS_GIVEN.to_owned(),
+            };
+            let Some(pod) = pod else {
+                let value = target.uid.as_deref().unwrap_or(&target.name);
+                let what = format!("no pod {}/{} with this UID is known", target.namespace, target.name);
+                // A slice is often told of before its pod, or after it.
+                found.push(Problem { level: Level::Note, ..of("targetRef", value, what) });
+                continue;
+            };
+            let known = format!("Pod/{}/{}", pod.namespace, pod.name);
+            found.extend(
+                foreign_addresses(pod, endpoint).map(|address| {
+                    of("addresses", &address.to_string(), format!("{known} does not have this address"))
+                }),
+            );
+            let node = endpoint.node.as_deref().filter(|node| *node != pod.node && !pod.node.is_empty());
+            found.extend(node.map(|node| of("nodeName", node, format!("{known} is on node {}", pod.node))));
+        }
+        found
+    }
+}
+
+/// Addresses of an endpoint that its pod does not have. Pods on the node's network have the node's.
+fn foreign_addresses(pod: &Workload, endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
+    let about = !pod.host_network && !pod.ended;
+    endpoint.addresses.iter().filter(move |address| about && !pod.addresses.contains(address)).copied()
+}
+
+/// Cluster addresses that several Services have.
+fn shared_addresses(world: &World) -> Vec<Problem> {
+    let mut holders: BTreeMap<IpAddr, Vec<&ServiceName>> = BTreeMap::new();
+    for service in world.services.values() {
+        for address in &service.cluster_addresses {
+            holders.entry(*address).or_default().push(&service.name);
+        }
+    }
+    let shared = holders.into_iter().filter(|(_, services)| services.len() > 1);
+    shared
+        .flat_map(|(address, services)| {
+            let names: Vec<String> = services.iter().map(ToString::to_string).collect();
+            services.into_iter().map(move |service| Problem {
+                level: Level::Warning,
+                object: format!("Service/{service}"),
+                field: "spec.clusterIPs".to_owned(),
+                value: address.to_string(),
+                what: format!("several services have this address: {}", names.join(", ")),
+                effect: "flows to it are judged at the backend that they reach".to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// Puts a slice in the place of another one of the same name, which may have been another Service's.
+pub(super) fn replace(world: &mut World, before: Option<&EndpointSlice>, after: Option<&Arc<EndpointSlice>>) {
+    if let Some(before) = before
+        && let Some(slices) = world.endpoint_slices.get_mut(&before.service)
+    {
+        slices.remove(&before.name);
+        if slices.is_empty() {
+            world.endpoint_slices.remove(&before.service);
+        }
+    }
+    if let Some(after) = after {
+        let slices = world.endpoint_slices.entry(after.service.clone()).or_default();
+        slices.insert(after.name.clone(), Arc::clone(after));
+    }
+}
