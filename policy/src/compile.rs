@@ -331,6 +331,10 @@ impl Compiler {
                     IpAddr::V6(_) => endpoint.address_v6 = mapped(*address),
                 }
             }
+            // Nothing of that family passes, whatever policies say.
+            if endpoint.contested[usize::from(family == Family::V6)] {
+                continue;
+            }
             let id = identity.id();
             for direction in [Direction::Ingress, Direction::Egress] {
                 let applied = known.entry((id, direction, family)).or_insert_with(|| {

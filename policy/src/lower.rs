@@ -15,6 +15,7 @@ mod reader;
 mod service;
 mod service_account;
 mod staged;
+mod tunnel;
 
 use crate::model::WorkloadSelector;
 use crate::model::{

@@ -85,3 +85,48 @@ fn an_unreadable_calico_rule_allows_nobody_or_denies_everyone() {
         assert_eq!((rules[0].action, &rules[0].peer), (want, &peer));
     }
 }
+
+/// The addresses of a node with these annotations, and how many problems there are.
+fn node(annotations: Value, networks: Value) -> (Vec<String>, Vec<Problem>) {
+    let value = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": "node-2", "annotations": annotations },
+        "spec": { "podCIDRs": networks },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "172.18.0.2" }] }
+    });
+    let mut store = Store::new("node-1");
+    store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
+    let addresses = store.world().nodes["node-2"].addresses.iter().map(ToString::to_string).collect();
+    (addresses, store.problems())
+}
+
+#[test]
+fn a_nodes_addresses_in_tunnels_are_its_own() {
+    let networks = json!(["10.244.2.0/24", "fd00:244:2::/64"]);
+    for (annotations, want) in [
+        (json!({}), vec!["172.18.0.2"]),
+        (json!({"flannel.alpha.coreos.com/backend-type": "host-gw"}), vec!["172.18.0.2"]),
+        (json!({"flannel.alpha.coreos.com/backend-type": "vxlan"}), vec!["172.18.0.2", "10.244.2.0", "fd00:244:2::"]),
+        (
+            json!({
+                "projectcalico.org/IPv4VXLANTunnelAddr": "10.244.2.1",
+                "projectcalico.org/IPv6WireguardInterfaceAddr": "fd00:244:2::1"
+            }),
+            vec!["172.18.0.2", "10.244.2.1", "fd00:244:2::1"],
+        ),
+    ] {
+        let (addresses, problems) = node(annotations.clone(), networks.clone());
+        assert_eq!((addresses, problems), (want.into_iter().map(str::to_owned).collect(), vec![]), "{annotations}");
+    }
+}
+
+#[test]
+fn an_unreadable_address_in_a_tunnel_is_reported_and_the_others_are_known() {
+    let (addresses, problems) = node(json!({"projectcalico.org/IPv4IPIPTunnelAddr": "10.244.2"}), json!([]));
+    assert_eq!(addresses, ["172.18.0.2"]);
+    named(&problems, "metadata.annotations.projectcalico.org/IPv4IPIPTunnelAddr", "10.244.2");
+    let annotations = json!({"flannel.alpha.coreos.com/backend-type": "vxlan"});
+    let (addresses, problems) = node(annotations, json!(["10.244.2.0/240", "fd00:244:2::/64"]));
+    assert_eq!(addresses, ["172.18.0.2", "fd00:244:2::"]);
+    named(&problems, "spec.podCIDRs[0]", "10.244.2.0/240");
+}

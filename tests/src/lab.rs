@@ -1,22 +1,25 @@
 //! A lab: a network of nodes, their pods, and a machine outside, all of them network namespaces.
 //!
-//! Every node hangs with its `eth0` on one switch; each knows the way to the others' pods, as nodes of a flat
-//! Kubernetes network do. Node number `i` has 172.18.0.`i` and fd00:18::`i`, its pods 10.244.`i`.0/24 and
-//! fd00:244:`i`::/64.
+//! Every node hangs with its `eth0` on one switch and knows the way to the others' pods, by one of two [`Network`]s.
+//! Node number `i` has 172.18.0.`i` and fd00:18::`i`, its pods 10.244.`i`.0/24 and fd00:244:`i`::/64. Services have
+//! 10.96.0.0/16 and fd00:96::/112, if something makes them ([`Services`]).
 //!
 //! Invariant: whatever a lab makes is written into its register before it is made, so that the next lab can remove
 //! what a killed one left.
 
+mod addressing;
 mod admin;
 mod agent;
 mod ip;
 mod manifests;
 mod metrics;
 mod netns;
+mod network;
 mod node;
 mod pod;
 mod records;
 mod register;
+mod services;
 mod wait;
 
 use std::path::Path;
@@ -29,13 +32,17 @@ pub use agent::{Agent, AgentOptions, agent_program};
 pub use ip::program as ip_program;
 pub use manifests::{Labels, Manifests};
 pub use netns::Netns;
+pub use network::Network;
 pub use node::{Mode, Node};
 pub use pod::{Families, Pod, PodSpec};
 pub use records::Records;
 pub use register::own_cgroup;
+pub use services::{
+    Affinity, Backend, ExternalPolicy, Flavour, Service, ServicePort, ServiceSpec, Services, Transport, rules_programs,
+};
 pub use wait::until;
 
-use node::Addressing;
+use addressing::Addressing;
 use register::Register;
 
 /// A network of nodes; removed when the last handle to it or to anything in it is dropped.
@@ -46,6 +53,7 @@ pub struct Lab {
 
 /// What the handles share. Fields are dropped in this order, so the register, which cleans, comes last.
 struct Inner {
+    network: Network,
     manifests: Manifests,
     /// Namespaces on the switch: nodes first come first numbered, and machines outside.
     places: Mutex<Vec<Place>>,
@@ -61,14 +69,20 @@ struct Place {
 }
 
 impl Lab {
-    /// An empty network, named after the test; first removes what killed labs left behind.
+    /// An empty flat network, named after the test; first removes what killed labs left behind.
     pub fn new(name: &str) -> anyhow::Result<Self> {
+        Self::joined(name, Network::Flat)
+    }
+
+    /// An empty network of either kind.
+    pub fn joined(name: &str, network: Network) -> anyhow::Result<Self> {
         let register = Register::open(name)?;
         let switch = Netns::create(&register, "switch", None)?;
         switch.sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1")])?;
         switch.ip(&["link add switch type bridge mcast_snooping 0".to_owned(), "link set switch up".to_owned()])?;
         Ok(Self {
             inner: Arc::new(Inner {
+                network,
                 manifests: Manifests::default(),
                 places: Mutex::new(Vec::new()),
                 switch,
@@ -82,7 +96,9 @@ impl Lab {
         Node::create(self, name, mode)
     }
 
-    /// A machine that is neither node nor pod but reaches both: what policies call the world.
+    /// A machine that is neither node nor pod: what policies call the world.
+    ///
+    /// It reaches the nodes, and in a flat network the pods.
     pub fn outside(&self, name: &str) -> anyhow::Result<Netns> {
         let netns = Netns::create(&self.inner.register, name, None)?;
         self.connect(&netns, false)?;
@@ -92,6 +108,11 @@ impl Lab {
     /// Manifests that every node's agent reads; a pod made in the lab writes its own.
     pub fn manifests(&self) -> &Manifests {
         &self.inner.manifests
+    }
+
+    /// How the nodes reach each other's pods.
+    pub fn network(&self) -> Network {
+        self.inner.network
     }
 
     /// The lab's own directory, gone with it.
@@ -113,13 +134,17 @@ impl Lab {
             format!("addr add {}/64 dev eth0 nodad", new.node_v6),
             "link set eth0 up".to_owned(),
         ];
-        for old in places.iter().filter(|place| place.has_pods) {
-            commands.extend(old.addressing.routes());
+        let network = self.inner.network;
+        if has_pods {
+            commands.extend(network.devices(&new));
         }
         netns.ip(&commands)?;
-        if has_pods {
-            for old in places.iter() {
-                old.netns.ip(&new.routes())?;
+        for old in places.iter() {
+            if old.has_pods {
+                network.lead(netns, has_pods, &old.addressing)?;
+            }
+            if has_pods {
+                network.lead(&old.netns, old.has_pods, &new)?;
             }
         }
         places.push(Place { netns: netns.clone(), addressing: new.clone(), has_pods });

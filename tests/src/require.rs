@@ -13,7 +13,7 @@ pub enum Capability {
     Bpf,
     /// Network namespaces can be made with iproute2.
     Netns,
-    /// nftables is installed.
+    /// nftables and iptables are installed.
     Nat,
     /// A cgroup2 hierarchy is mounted.
     Cgroup,
@@ -49,10 +49,10 @@ pub fn available(capability: Capability) -> Result<(), String> {
             available(Capability::Root)?;
             good(crate::lab::ip_program().is_some(), "iproute2 is not installed")
         }
-        Capability::Nat => {
-            let paths = std::env::var_os("PATH").unwrap_or_default();
-            good(std::env::split_paths(&paths).any(|path| path.join("nft").is_file()), "nft is not installed")
-        }
+        Capability::Nat => match crate::lab::rules_programs() {
+            Ok(()) => Ok(()),
+            Err(missing) => Err(format!("{missing} is not installed")),
+        },
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
     }

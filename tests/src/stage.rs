@@ -1,6 +1,8 @@
 //! A node with pods, their servers and an agent, where each connection is judged three times: by the socket, by the
 //! records and by the oracle.
 
+mod cluster;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,10 +11,11 @@ use reeve_policy::model::Verdict;
 use serde_json::{Value, json};
 
 use crate::demo::attempt::{self, Attempt};
-use crate::lab::{Agent, AgentOptions, Lab, Mode, Node, Pod, PodSpec, Records};
+use crate::lab::{Agent, AgentOptions, Lab, Manifests, Mode, Node, Pod, PodSpec, Records};
 use crate::traffic::{self, PATIENCE, Server};
 
 pub use crate::demo::attempt::Probe;
+pub use cluster::Cluster;
 
 /// The port of every pod's TCP server.
 pub const WEB: Probe = Probe::Tcp(8080);
@@ -45,33 +48,17 @@ impl Stage {
 
     /// A pod of `shop` that serves [`WEB`] and [`NAMES`] on each of its addresses.
     pub fn pod(&mut self, name: &str, labels: &[(&str, &str)]) -> Pod {
-        let spec = labels.iter().fold(PodSpec::new("shop", name), |spec, (key, value)| spec.label(key, value));
-        let pod = self.node.pod(spec).expect("a pod");
-        for address in pod.addresses() {
-            self.servers.push(Server::tcp(pod.netns(), *address, 8080).expect("a TCP server"));
-            self.servers.push(Server::udp(pod.netns(), *address, 53).expect("a UDP server"));
-        }
-        pod
+        serving_pod(&self.node, name, labels, &mut self.servers)
     }
 
     /// Lets only pods with these labels reach pods with those, by any protocol.
     pub fn allow_from(&self, name: &str, to: (&str, &str), from: (&str, &str)) {
-        self.policy(
-            name,
-            &json!({
-                "podSelector": { "matchLabels": { to.0: to.1 } },
-                "ingress": [{ "from": [{ "podSelector": { "matchLabels": { from.0: from.1 } } }] }]
-            }),
-        );
+        self.policy(name, &ingress_from(to, from));
     }
 
     /// Writes a NetworkPolicy of `shop`.
     pub fn policy(&self, name: &str, spec: &Value) {
-        let object = json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": { "name": name, "namespace": "shop" }, "spec": spec
-        });
-        self.lab.manifests().write(name, &object).expect("a policy");
+        write_policy(self.lab.manifests(), name, spec);
     }
 
     /// Starts the agent and waits until the kernel has everything.
@@ -143,6 +130,34 @@ impl Stage {
         let all = self.agent().request("GET", "/problems").and_then(|answer| answer.json()).expect("the problems");
         all.as_array().expect("a list").iter().filter(|problem| problem.to_string().contains(text)).cloned().collect()
     }
+}
+
+/// A pod of `shop` that serves [`WEB`] and [`NAMES`] on each of its addresses.
+fn serving_pod(node: &Node, name: &str, labels: &[(&str, &str)], servers: &mut Vec<Server>) -> Pod {
+    let spec = labels.iter().fold(PodSpec::new("shop", name), |spec, (key, value)| spec.label(key, value));
+    let pod = node.pod(spec).expect("a pod");
+    for address in pod.addresses() {
+        servers.push(Server::tcp(pod.netns(), *address, 8080).expect("a TCP server"));
+        servers.push(Server::udp(pod.netns(), *address, 53).expect("a UDP server"));
+    }
+    pod
+}
+
+/// Only pods with these labels reach pods with those, by any protocol.
+fn ingress_from(to: (&str, &str), from: (&str, &str)) -> Value {
+    json!({
+        "podSelector": { "matchLabels": { to.0: to.1 } },
+        "ingress": [{ "from": [{ "podSelector": { "matchLabels": { from.0: from.1 } } }] }]
+    })
+}
+
+/// Writes a NetworkPolicy of `shop`.
+fn write_policy(manifests: &Manifests, name: &str, spec: &Value) {
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": { "name": name, "namespace": "shop" }, "spec": spec
+    });
+    manifests.write(name, &object).expect("a policy");
 }
 
 /// `web`, which lets `role=client` in, such a client, and a pod that nothing allows; the agent has them all.

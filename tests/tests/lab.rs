@@ -1,5 +1,8 @@
 //! The lab keeps its own promises, without any agent: packets arrive, and nothing is left behind.
 
+#[path = "lab/services.rs"]
+mod services;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use reeve_tests::frames::{Ends, Tap, is_to_port};
-use reeve_tests::lab::{Families, Lab, Mode, Node, Pod, PodSpec};
+use reeve_tests::lab::{Families, Lab, Mode, Network, Node, Pod, PodSpec};
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, UdpClient, connect, connect_from, ping, udp_exchange};
 
@@ -37,8 +40,8 @@ fn check_reaches(client: &reeve_tests::lab::Netns, server: &reeve_tests::lab::Ne
 }
 
 #[track_caller]
-fn check_network(name: &str, first: Mode, second: Mode) {
-    let lab = Lab::new(name).unwrap();
+fn check_network(name: &str, network: Network, first: Mode, second: Mode) {
+    let lab = Lab::joined(name, network).unwrap();
     let n1 = lab.node("n1", first).unwrap();
     let n2 = lab.node("n2", second).unwrap();
     let outside = lab.outside("world").unwrap();
@@ -47,10 +50,14 @@ fn check_network(name: &str, first: Mode, second: Mode) {
         check_reaches(a.netns(), b.netns(), of(&b));
         check_reaches(a.netns(), c.netns(), of(&c));
         check_reaches(n1.netns(), a.netns(), of(&a));
-        check_reaches(&outside, a.netns(), of(&a));
+        check_reaches(n1.netns(), c.netns(), of(&c));
+        if network == Network::Flat {
+            check_reaches(&outside, a.netns(), of(&a));
+        }
     }
     for address in [n2.v4(), n2.v6()] {
         check_reaches(a.netns(), n2.netns(), address);
+        check_reaches(&outside, n2.netns(), address);
     }
 }
 
@@ -59,7 +66,7 @@ fn routed_pods_nodes_and_the_world_reach_each_other() {
     if skip_unless(&NEEDS) {
         return;
     }
-    check_network("routed", Mode::Routed, Mode::Routed);
+    check_network("routed", Network::Flat, Mode::Routed, Mode::Routed);
 }
 
 #[test]
@@ -67,7 +74,34 @@ fn bridged_pods_nodes_and_the_world_reach_each_other() {
     if skip_unless(&NEEDS) {
         return;
     }
-    check_network("bridged", Mode::Bridged, Mode::Routed);
+    check_network("bridged", Network::Flat, Mode::Bridged, Mode::Routed);
+}
+
+#[test]
+fn pods_and_nodes_reach_each_other_through_tunnels() {
+    if skip_unless(&NEEDS) {
+        return;
+    }
+    check_network("tunnels", Network::Overlay, Mode::Routed, Mode::Bridged);
+}
+
+#[test]
+fn packets_between_nodes_of_an_overlay_are_wrapped_and_those_of_a_flat_network_are_not() {
+    if skip_unless(&NEEDS) {
+        return;
+    }
+    for (network, wrapped) in [(Network::Flat, false), (Network::Overlay, true)] {
+        let lab = Lab::joined("wrapped", network).unwrap();
+        let (n1, n2) = (lab.node("n1", Mode::Routed).unwrap(), lab.node("n2", Mode::Routed).unwrap());
+        let (a, b) = (pod(&n1, "a"), pod(&n2, "b"));
+        for to in [b.v4(), b.v6()] {
+            let mut wire = Tap::open(n2.netns(), "eth0").unwrap();
+            let server = Server::udp(b.netns(), to, 2000).unwrap();
+            assert_eq!(udp_exchange(a.netns(), server.address(), GENEROUS), Ok(()));
+            let port = if wrapped { 8472 } else { 2000 };
+            assert!(wire.capture(GENEROUS, |frame| is_to_port(frame, port)).unwrap().is_some(), "{network:?} {to}");
+        }
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod input;
 mod interfaces;
 #[path = "netns/life.rs"]
 mod life;
+#[path = "netns/nodes.rs"]
+mod nodes;
 #[path = "netns/numbers.rs"]
 mod numbers;
 #[path = "netns/origin.rs"]

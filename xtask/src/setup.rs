@@ -42,7 +42,9 @@ pub(crate) fn bpf_tools(places: &Places) -> anyhow::Result<BpfTools> {
 pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("ip", "iproute2")?;
     packages::need("bpftool", "bpftool")?;
-    say("lab", "iproute2, bpftool");
+    packages::need("nft", "nftables")?;
+    packages::need("iptables-nft-restore", "iptables")?;
+    say("lab", "iproute2, bpftool, nftables, iptables");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

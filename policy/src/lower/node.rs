@@ -1,15 +1,18 @@
 //! `v1` Node: its labels and the addresses that pods and clients see it by.
 
 use super::reader::{Field, Unreadable};
-use super::{Lowered, labels};
+use super::{Lowered, labels, tunnel};
 use crate::model::Node;
 use crate::store::ObjectKey;
 use std::net::IpAddr;
 
 pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     let root = root.with("what was known of the node goes on to hold");
-    match (labels::of(&root), addresses(&root)) {
-        (Ok(labels), Ok(addresses)) => Lowered::Node(Node { name: key.name.clone(), labels, addresses }),
+    match (labels::of(&root), addresses(&root), tunnel::addresses(&root)) {
+        (Ok(labels), Ok(mut addresses), Ok(tunnels)) => {
+            addresses.extend(tunnels);
+            Lowered::Node(Node { name: key.name.clone(), labels, addresses })
+        }
         _ => Lowered::Unreadable,
     }
 }

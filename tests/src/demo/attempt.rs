@@ -115,27 +115,55 @@ pub fn attempt(
     probe: Probe,
     v6: bool,
 ) -> anyhow::Result<Attempt> {
+    attempt_between(store, std::slice::from_mut(records), from, to, probe, v6)
+}
+
+/// Tries a connection between pods of several nodes, whose agents write these records.
+pub fn attempt_between(
+    store: &Store,
+    records: &mut [Records],
+    from: &Pod,
+    to: &Pod,
+    probe: Probe,
+    v6: bool,
+) -> anyhow::Result<Attempt> {
+    let address = super::cast::address(to, v6);
+    let asked = match probe {
+        Probe::Tcp(port) | Probe::Udp(port) => SocketAddr::new(address, port),
+        Probe::Ping => SocketAddr::new(address, 0),
+    };
+    attempt_at(store, records, from, asked, to, probe, v6)
+}
+
+/// Tries a connection by asking for an address that leads to `to`; the probe's port is the one there.
+pub fn attempt_at(
+    store: &Store,
+    records: &mut [Records],
+    from: &Pod,
+    asked: SocketAddr,
+    to: &Pod,
+    probe: Probe,
+    v6: bool,
+) -> anyhow::Result<Attempt> {
     let (source, destination) = (super::cast::address(from, v6), super::cast::address(to, v6));
     let (protocol, port) = probe.judged(destination);
     let told = oracle::explain(store.world(), source, destination, protocol, port);
-    records.rest()?;
+    gather(records)?;
     let mut connection = None;
     let answer: Answer = match probe {
-        Probe::Tcp(port) => {
-            traffic::connect(from.netns(), SocketAddr::new(destination, port), PATIENCE).and_then(|mut open| {
-                open.exchange(PATIENCE)?;
-                connection = Some(open);
-                Ok(())
-            })
-        }
-        Probe::Udp(port) => traffic::udp_exchange(from.netns(), SocketAddr::new(destination, port), PATIENCE),
-        Probe::Ping => traffic::ping(from.netns(), destination, PATIENCE),
+        Probe::Tcp(_) => traffic::connect(from.netns(), asked, PATIENCE).and_then(|mut open| {
+            open.exchange(PATIENCE)?;
+            connection = Some(open);
+            Ok(())
+        }),
+        Probe::Udp(_) => traffic::udp_exchange(from.netns(), asked, PATIENCE),
+        Probe::Ping => traffic::ping(from.netns(), asked.ip(), PATIENCE),
     };
     let what = format!("{} -> {} {}", from.full_name(), to.full_name(), probe.text());
     let mut found: Vec<(Value, FlowRecord)> = Vec::new();
     let wanted = ends(&told);
     let gathered = until("the records of a connection", RECORD_PATIENCE, || {
-        for line in records.rest()? {
+        for line in gather(records)? {
             let record: FlowRecord =
                 serde_json::from_value(line.clone()).with_context(|| format!("not a record: {line}"))?;
             let about = record.source.ip == Some(source)
@@ -172,6 +200,15 @@ pub fn attempt(
         })
         .collect();
     Ok(Attempt { rows, disagreement, connection, what })
+}
+
+/// What all of them hold that is new.
+fn gather(records: &mut [Records]) -> anyhow::Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for of_node in records {
+        all.extend(of_node.rest()?);
+    }
+    Ok(all)
 }
 
 fn word(allowed: bool) -> &'static str {

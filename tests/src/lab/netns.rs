@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -77,6 +78,16 @@ impl Netns {
     /// Runs commands of `ip` inside.
     pub fn ip(&self, commands: &[String]) -> anyhow::Result<()> {
         ip::batch(&self.inner.name, commands)
+    }
+
+    /// Runs commands of `bridge` inside.
+    pub fn bridge(&self, commands: &[String]) -> anyhow::Result<()> {
+        ip::bridge(&self.inner.name, commands)
+    }
+
+    /// Runs a program inside that reads `input`.
+    pub(super) fn feed(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
+        self.run(|| ip::feed(command, Some(input)))?
     }
 
     /// Writes settings below `/proc/sys`.

@@ -1,7 +1,7 @@
 //! A node: the namespace that pods hang on, with directories of its own for one agent.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use rustix::mount::{MountFlags, mount};
 use serde_json::json;
 
+use super::addressing::Addressing;
 use super::pod::{Families, Pod, PodSpec};
 use super::{Agent, AgentOptions, Lab, Manifests, Netns};
 
@@ -42,42 +43,6 @@ struct Inner {
     lab: Lab,
 }
 
-/// The addresses of a node and of its pods.
-#[derive(Clone, Debug)]
-pub(super) struct Addressing {
-    pub(super) node_v4: Ipv4Addr,
-    pub(super) node_v6: Ipv6Addr,
-    number: u8,
-}
-
-impl Addressing {
-    pub(super) fn of(number: u8) -> Self {
-        Self {
-            node_v4: Ipv4Addr::new(172, 18, 0, number),
-            node_v6: Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, number.into()),
-            number,
-        }
-    }
-
-    pub(super) fn pod_v4(&self, host: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.number, host)
-    }
-
-    pub(super) fn pod_v6(&self, host: u8) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, host.into())
-    }
-
-    fn pod_networks(&self) -> [String; 2] {
-        [format!("{}/24", self.pod_v4(0)), format!("{}/64", self.pod_v6(0))]
-    }
-
-    /// The way of others to this node's pods, as commands of `ip`.
-    pub(super) fn routes(&self) -> Vec<String> {
-        let [v4, v6] = self.pod_networks();
-        vec![format!("route add {v4} via {}", self.node_v4), format!("route add {v6} via {}", self.node_v6)]
-    }
-}
-
 impl Node {
     pub(super) fn create(lab: &Lab, name: &str, mode: Mode) -> anyhow::Result<Self> {
         let directory = lab.directory().join(name);
@@ -91,6 +56,11 @@ impl Node {
         netns.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
         let addressing = lab.connect(&netns, true)?;
         if mode == Mode::Bridged {
+            // As Kubernetes asks for: else an answer between two ports would go around the translation of addresses.
+            netns.sysctls(&[
+                ("net/bridge/bridge-nf-call-iptables", "1"),
+                ("net/bridge/bridge-nf-call-ip6tables", "1"),
+            ])?;
             netns.ip(&[
                 "link add cni0 type bridge mcast_snooping 0".to_owned(),
                 format!("addr add {}/24 dev cni0", addressing.pod_v4(1)),
@@ -104,7 +74,11 @@ impl Node {
             &json!({
                 "apiVersion": "v1",
                 "kind": "Node",
-                "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
+                "metadata": {
+                    "name": name,
+                    "labels": { "kubernetes.io/hostname": name },
+                    "annotations": lab.network().annotations(&addressing),
+                },
                 "spec": { "podCIDRs": addressing.pod_networks() },
                 "status": { "addresses": [
                     { "type": "InternalIP", "address": addressing.node_v4 },

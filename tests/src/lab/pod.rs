@@ -116,6 +116,11 @@ impl Pod {
         format!("{}/{}", self.inner.spec.namespace, self.inner.spec.name)
     }
 
+    /// Its namespace and its name there.
+    pub fn name(&self) -> (&str, &str) {
+        (&self.inner.spec.namespace, &self.inner.spec.name)
+    }
+
     /// `metadata.uid`.
     pub fn uid(&self) -> &str {
         &self.inner.uid
@@ -243,8 +248,12 @@ impl Pod {
 
 /// Lays the cable between a pod and its node.
 fn wire(node: &Node, pod: &Netns, host_side: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
-    let mut on_node = vec![format!("link add {host_side} type veth peer name eth0 netns {}", pod.name())];
-    let mut in_pod = Vec::new();
+    let mtu_bytes = node.lab().network().pod_mtu_bytes();
+    let mut on_node = vec![
+        format!("link add {host_side} type veth peer name eth0 netns {}", pod.name()),
+        format!("link set {host_side} mtu {mtu_bytes}"),
+    ];
+    let mut in_pod = vec![format!("link set eth0 mtu {mtu_bytes}")];
     match node.mode() {
         Mode::Routed => {
             let mac = ROUTED_GATEWAY.map(|byte| format!("{byte:02x}")).join(":");
@@ -263,6 +272,8 @@ fn wire(node: &Node, pod: &Netns, host_side: &str, addresses: &[IpAddr]) -> anyh
         }
         Mode::Bridged => {
             on_node.push(format!("link set {host_side} master cni0 up"));
+            // A pod that reaches itself by way of a Service comes back through its own port.
+            on_node.push(format!("link set {host_side} type bridge_slave hairpin on"));
             in_pod.push("link set eth0 up".to_owned());
             for address in addresses {
                 let (length, gateway): (u8, IpAddr) = match address {

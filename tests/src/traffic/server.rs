@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -10,9 +11,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::lab::Netns;
 
+/// Who came, as seen from the server, in the order of their connections or datagrams.
+type Clients = Arc<Mutex<Vec<SocketAddr>>>;
+
 /// A server that echoes; it stops, and its connections close, when it is dropped.
 pub struct Server {
     address: SocketAddr,
+    clients: Clients,
     stop: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -23,7 +28,7 @@ impl Server {
         let listener = netns.run(|| TcpListener::bind((address, port)))?;
         let listener = listener.with_context(|| format!("cannot listen on {address} port {port}"))?;
         listener.set_nonblocking(true)?;
-        Self::start(listener.local_addr()?, move |stop| serve_tcp(&listener, stop))
+        Self::start(listener.local_addr()?, move |stop, clients| serve_tcp(&listener, stop, clients))
     }
 
     /// A UDP server; its socket is bound when this returns. Port 0 takes any.
@@ -31,26 +36,33 @@ impl Server {
         let socket = netns.run(|| UdpSocket::bind((address, port)))?;
         let socket = socket.with_context(|| format!("cannot bind {address} port {port}"))?;
         socket.set_nonblocking(true)?;
-        Self::start(socket.local_addr()?, move |stop| serve_udp(&socket, stop))
+        Self::start(socket.local_addr()?, move |stop, clients| serve_udp(&socket, stop, clients))
     }
 
     fn start(
         address: SocketAddr,
-        serve: impl FnOnce(&OwnedFd) -> io::Result<()> + Send + 'static,
+        serve: impl FnOnce(&OwnedFd, &Clients) -> io::Result<()> + Send + 'static,
     ) -> anyhow::Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
         let theirs = stop.try_clone()?;
+        let clients = Clients::default();
+        let noted = Arc::clone(&clients);
         let thread = std::thread::Builder::new().name(format!("echo {address}")).spawn(move || {
-            if let Err(error) = serve(&theirs) {
+            if let Err(error) = serve(&theirs, &noted) {
                 eprintln!("the echo server on {address} stops: {error}");
             }
         })?;
-        Ok(Self { address, stop, thread: Some(thread) })
+        Ok(Self { address, clients, stop, thread: Some(thread) })
     }
 
     /// Where it is reached.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Who has come since this was asked last, as the server sees them. Whoever has an answer is in it.
+    pub fn clients(&self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.clients.lock().expect("no thread panics while it holds the clients"))
     }
 }
 
@@ -64,7 +76,7 @@ impl Drop for Server {
     }
 }
 
-fn serve_tcp(listener: &TcpListener, stop: &OwnedFd) -> io::Result<()> {
+fn serve_tcp(listener: &TcpListener, stop: &OwnedFd, clients: &Clients) -> io::Result<()> {
     let mut connections: Vec<TcpStream> = Vec::new();
     loop {
         let mut waiting = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
@@ -79,7 +91,8 @@ fn serve_tcp(listener: &TcpListener, stop: &OwnedFd) -> io::Result<()> {
         connections.retain_mut(|connection| !is_ready.next().copied().unwrap_or(false) || echo(connection).is_ok());
         if ready[1] {
             match listener.accept() {
-                Ok((connection, _)) => {
+                Ok((connection, client)) => {
+                    note(clients, client);
                     connection.set_nodelay(true)?;
                     connections.push(connection);
                 }
@@ -89,6 +102,10 @@ fn serve_tcp(listener: &TcpListener, stop: &OwnedFd) -> io::Result<()> {
             }
         }
     }
+}
+
+fn note(clients: &Clients, client: SocketAddr) {
+    clients.lock().expect("no thread panics while it holds the clients").push(client);
 }
 
 /// Sends back what there is; an error ends the connection.
@@ -101,7 +118,7 @@ fn echo(connection: &mut TcpStream) -> io::Result<()> {
     connection.write_all(&bytes[..length])
 }
 
-fn serve_udp(socket: &UdpSocket, stop: &OwnedFd) -> io::Result<()> {
+fn serve_udp(socket: &UdpSocket, stop: &OwnedFd, clients: &Clients) -> io::Result<()> {
     let mut bytes = vec![0; 65_536];
     loop {
         let mut waiting = [PollFd::new(stop, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
@@ -111,6 +128,7 @@ fn serve_udp(socket: &UdpSocket, stop: &OwnedFd) -> io::Result<()> {
         }
         // An error here is news about an answer that could not be delivered: the client's matter.
         if let Ok((length, client)) = socket.recv_from(&mut bytes) {
+            note(clients, client);
             let _ = socket.send_to(&bytes[..length], client);
         }
     }
