@@ -30,6 +30,9 @@ pub struct Config {
     pub deny_report_ns: u64,
     /// Least time between two flushes of an active flow's counters into `EDGES`, in ns.
     pub flush_ns: u64,
+    /// 1 while programs of two generations are attached, each with a flow table of its own: a flow that has no entry is
+    /// let through if either orientation is allowed.
+    pub mixed_generations: u64,
     /// Lowest of the bits of `skb->mark` that are used, as a bit number; see `crate::mark`.
     pub mark_shift: u32,
     /// Slots that each CPU writes in turn, a power of two.
@@ -59,6 +62,7 @@ impl Config {
         other_ns: 600 * SECOND_NS,
         deny_report_ns: SECOND_NS,
         flush_ns: SECOND_NS,
+        mixed_generations: 0,
         mark_shift: crate::mark::DEFAULT_SHIFT,
         slots_per_cpu: 64,
         flags: 0,
@@ -69,4 +73,4 @@ impl Config {
 /// One second in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-crate::pin_size!(Config = 104);
+crate::pin_size!(Config = 112);

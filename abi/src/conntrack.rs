@@ -103,6 +103,16 @@ pub const FLOW_SELF: u32 = 2048;
 /// A local process receives what the pod sends, whatever address it is sent to.
 pub const FLOW_TO_HOST: u32 = 4096;
 
+/// Map `BUDGETS`: value (the key is the workload). The agent writes it whole, the programs add to `used`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct BudgetValue {
+    /// Entries of `FLOWS` that the workload has: as many as the agent last counted, and those opened since.
+    pub used: u64,
+    /// How many it may have.
+    pub limit: u64,
+}
+
 /// Map `DENIED`: value. Key: [`FlowKey`] with `KEY_FROM_POD` or `KEY_TO_POD` set.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -161,4 +171,11 @@ pub struct FragmentValue {
     pub reserved: u32,
 }
 
-crate::pin_size!(FlowKey = 32, FlowValue = 192, DeniedValue = 88, FragmentKey = 40, FragmentValue = 24);
+crate::pin_size!(
+    FlowKey = 32,
+    FlowValue = 192,
+    DeniedValue = 88,
+    FragmentKey = 40,
+    FragmentValue = 24,
+    BudgetValue = 16
+);

@@ -23,6 +23,8 @@ fixed! {
     NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
     /// Allow: the pod reaches itself through a translation.
     SELF = 6, "self";
+    /// Allow, until the next packet is judged: the connection was there before its endpoint was enforced.
+    ESTABLISHED_BEFORE = 7, "establishedBefore";
     /// Deny: headers that cannot be read, that contradict each other, or by which the packet would reach another
     /// destination than it shows (source routes); a fragment that overlaps the first one.
     MALFORMED_PACKET = 16, "malformedPacket";

@@ -3,7 +3,7 @@
 use crate::ids::{DecisionId, IdentityId, Revision, WorkloadId};
 use bytemuck::{Pod, Zeroable};
 
-/// Map `EDGES`: key. Written by the programs, drained by the agent.
+/// Maps `EDGES` and `OVERFLOW`: key. Written by the programs, drained by the agent.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct EdgeKey {
@@ -21,11 +21,19 @@ pub struct EdgeKey {
     pub revision: Revision,
     /// IP protocol << 16 | judged port.
     pub service: u32,
-    /// `DIRECTION_*` | verdict << 8 | bank << 16.
+    /// `DIRECTION_*` | verdict << 8 | `EDGE_*` bits.
     pub kind: u32,
 }
 
-/// Map `EDGES`: value. Written with atomic adds.
+/// In [`EdgeKey::kind`]: the row lies in bank 1, not 0.
+pub const EDGE_BANK: u32 = 1 << 16;
+/// In [`EdgeKey::kind`]: a reserved row of map `OVERFLOW`, for whatever found no room in `EDGES`. It tells subject,
+/// its identity, direction, verdict and decision; the other fields are 0, a common protocol excepted.
+pub const EDGE_OVERFLOW: u32 = 1 << 17;
+/// Stands in a reserved row for every protocol that is not a common one, so that their number is bounded.
+pub const EDGE_OTHER_PROTOCOL: u32 = 255;
+
+/// Maps `EDGES` and `OVERFLOW`: value. Written with atomic adds.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct EdgeValue {

@@ -29,7 +29,7 @@ stats! {
     FLOWS_LOST = 8, "flows_lost";
     /// Denied tuples that could not be written.
     DENIED_LOST = 9, "denied_lost";
-    /// Edge rows that could not be written.
+    /// Counts that found no row at all: neither of their own nor a reserved one.
     EDGES_LOST = 10, "edges_lost";
     /// Torn reads of an endpoint that a retry mended.
     ENDPOINT_RETRIES = 11, "endpoint_retries";
@@ -53,7 +53,13 @@ stats! {
     CLIENT_NOTED = 20, "client_noted";
     /// Foreign marks taken off packets that entered the node.
     MARK_CLEARED = 21, "mark_cleared";
+    /// Counts that went to a reserved row, as `EDGES` had no room.
+    EDGES_OVERFLOWED = 22, "edges_overflowed";
+    /// Flows let through because the other orientation is allowed while programs of two generations are attached.
+    EITHER_ORIENTATION = 23, "either_orientation";
+    /// Flows denied because their endpoint had used up its share of the flow table.
+    FLOW_BUDGET = 24, "flow_budget";
 }
 
 /// Number of entries of map `STATS`.
-pub const COUNT: u32 = 22;
+pub const COUNT: u32 = 25;

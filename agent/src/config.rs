@@ -46,9 +46,28 @@ pub struct Given {
     /// Seconds between two records of exact counts per edge.
     #[arg(long, env = "REEVE_WINDOW_SECONDS")]
     pub window_seconds: Option<u64>,
+    /// By what the programs are attached: `tcx`, `clsact`, or `auto` for what the kernel has.
+    #[arg(long, env = "REEVE_ATTACH", value_enum)]
+    pub attach: Option<Attach>,
+    /// Seconds between two comparisons of everything in the kernel with what should be there.
+    #[arg(long, env = "REEVE_ATTEST_INTERVAL")]
+    pub attest_interval: Option<u64>,
     /// `max_entries` by map name, in the TOML file only.
     #[arg(skip)]
     pub map_entries: BTreeMap<String, u32>,
+}
+
+/// A choice of mechanism.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// TCX where the kernel has it.
+    #[default]
+    Auto,
+    /// TCX links; without TCX nothing can be attached.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
 }
 
 /// What holds.
@@ -66,6 +85,8 @@ pub struct Config {
     pub records: String,
     pub metrics_listen: SocketAddr,
     pub window_seconds: u64,
+    pub attach: Attach,
+    pub attest_interval: u64,
     pub map_entries: BTreeMap<String, u32>,
 }
 
@@ -147,6 +168,8 @@ impl Given {
             records: self.records.or(file.records).unwrap_or_else(|| "stdout".to_owned()),
             metrics_listen: self.metrics_listen.or(file.metrics_listen).unwrap_or((Ipv4Addr::LOCALHOST, 9464).into()),
             window_seconds: self.window_seconds.or(file.window_seconds).unwrap_or(60).max(1),
+            attach: self.attach.or(file.attach).unwrap_or_default(),
+            attest_interval: self.attest_interval.or(file.attest_interval).unwrap_or(300).max(1),
             map_entries: file.map_entries,
         })
     }
@@ -161,6 +184,11 @@ impl Config {
     /// Directory of the pinned links.
     pub fn link_pins(&self) -> PathBuf {
         self.bpffs.join("reeve/v1/links")
+    }
+
+    /// The checkpoint's file.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.state_dir.join("checkpoint.json")
     }
 
     /// The dictionary's file.

@@ -2,16 +2,20 @@
 
 pub mod adopt;
 pub mod attach;
+pub mod conntrack;
 pub mod discover;
+pub mod grace;
 pub mod guard;
 pub mod load;
 pub mod maps;
+pub mod migrate;
 pub mod reconcile;
+pub mod room;
 pub mod services;
 mod syscall;
 pub mod uplinks;
 
-pub use attach::Attachments;
+pub use attach::{Attachments, Mark, Mechanism, Repair};
 pub use load::{Adopted, LoadError, Loaded, Pins};
 pub use maps::{MapError, Maps, Table};
 

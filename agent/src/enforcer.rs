@@ -3,24 +3,32 @@
 //! Invariant: nothing in the kernel changes before every file has been read once; an endpoint's row stands before its
 //! programs are attached; a device whose pod is gone stays closed until the device goes.
 
-use crate::config::Config;
+use crate::config::{self, Attach};
+use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
+use crate::datapath::attach::{self, Look, Mechanism, Resumed};
 use crate::datapath::discover::{self, Links, Place};
 use crate::datapath::guard::{self, Guard};
 use crate::datapath::maps::Occupancy;
-use crate::datapath::reconcile::{self, Interfaces};
+use crate::datapath::reconcile::{self, Interfaces, Known};
+use crate::datapath::room::AddressRoom;
 use crate::datapath::services;
 use crate::datapath::uplinks::Uplinks;
-use crate::datapath::{Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
+use crate::datapath::{Adopted, Attachments, Loaded, MapError, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::seed::TrackedTable;
+use crate::sweep::share;
+use crate::upgrade::{self, Upgrade};
 use crate::watch::files::Directory;
 use anyhow::Context;
-use reeve_abi::address::OWNER_CONTESTED;
-use reeve_abi::config::CONFIG_UNGUARDED;
+use reeve_abi::address::{Address, OWNER_CONTESTED};
+use reeve_abi::config::{CONFIG_UNGUARDED, Config};
+use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::device::{DEVICE_POD_BRIDGE, DEVICE_UPLINK, DeviceValue};
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
-use reeve_abi::{self as abi, mark};
+use reeve_abi::{mark, stats};
 use reeve_policy::engine::Engine;
 use reeve_policy::image::{EndpointImage, mapped};
 use reeve_policy::limits::Limits;
@@ -41,6 +49,9 @@ pub type SharedDictionary = Arc<RwLock<Dictionary>>;
 /// How often a pod's port is looked for before the agent is ready without it.
 const LOOKS_BEFORE_GIVING_UP: u32 = 20;
 
+/// How long programs are taken to stand where they were seen, unless interfaces change.
+const STAND_FOR: Duration = Duration::from_secs(1);
+
 /// Between two counts of the maps that traffic fills.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
@@ -60,6 +71,19 @@ pub struct Enforcer {
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) file_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
+    /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
+    pub(crate) drift: Vec<Problem>,
+    /// The settings that are to stay.
+    pub(crate) settings: Option<Config>,
+    /// When it was last looked whether programs still stand, and which interfaces there were.
+    stood_at: Option<(Instant, Links)>,
+    /// Pods that have used up their share of the flow table.
+    pub(crate) crowded: Vec<Problem>,
+    /// Pods for which `ENDPOINTS` has no room.
+    homeless: BTreeMap<WorkloadId, Problem>,
+    room: AddressRoom,
+    /// Flows that had been denied for that when it was last looked at.
+    pub(crate) crowded_out: u64,
     pub(crate) node: String,
     /// The revision that the kernel enforces.
     pub(crate) active: u64,
@@ -76,39 +100,84 @@ pub struct Enforcer {
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,
     dictionary: SharedDictionary,
-    handle: Handle,
-    metrics: Arc<Metrics>,
+    pub(crate) handle: Handle,
+    pub(crate) metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
-    adopt_first: bool,
+    pub(crate) adopt_first: bool,
+    /// What is known of the time before this agent.
+    missed: Missed,
+    /// Interfaces that were here before this agent and that nobody enforced: what lives on them is not to be cut for
+    /// want of knowing who began.
+    brown_field: BTreeSet<u32>,
+    /// What is left to do of taking over from an agent with another layout of maps.
+    pub(crate) upgrade: Option<Upgrade>,
+    /// Counts that are told with the next window.
+    pub(crate) unplaced: Vec<(EdgeKey, EdgeValue)>,
+    boot: String,
+    telling: bool,
+    checkpoint_file: CheckpointFile,
 }
 
 impl Enforcer {
     /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
-    pub async fn start(config: &Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub async fn start(config: &config::Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let node = config.node.clone().context("which node is this? give --node NAME")?;
         let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
         guard::look_for_others(config.mark_mask.shift)?;
         let loaded = Loaded::load(embedded_object(), Pins::Directory(&config.map_pins()), &config.map_entries)?;
-        for map in &loaded.replaced_maps {
-            tracing::warn!(map, "a pinned map had another layout; it was moved away");
-        }
         configure(&loaded.maps, config.mark_mask.shift)?;
-        let mut attachments = Attachments::new(Some(&config.link_pins()))?;
+        let upgrade = upgrade::begin(&loaded, &metrics)?;
+        let mechanism = match config.attach {
+            Attach::Auto => attach::probe(),
+            Attach::Tcx => Mechanism::Tcx,
+            Attach::Clsact => Mechanism::Clsact,
+        };
+        let mut attachments = Attachments::new(Some(&config.link_pins()), mechanism)?;
         let found = adopt::read(&loaded.maps)?;
         let mut interfaces = Interfaces::new();
         let links = Links::read(&handle).await.context("the node's interfaces cannot be listed")?;
         for (workload, ifindex) in &found.interfaces {
             interfaces.extend(links.device(*ifindex).map(|device| (*workload, device)));
         }
+        let checkpoint_file = CheckpointFile::open(&config.checkpoint());
+        let boot = continuity::boot_id().context("the kernel does not say which boot this is")?;
+        let counted = loaded.aside.iter().find(|map| map.name == "EDGES");
+        let now = Checkpoint {
+            boot: boot.clone(),
+            // One that was moved away is told when its last program has been replaced.
+            edges: counted.map_or_else(|| loaded.maps.edges.id(), |map| map.id),
+            lost: loaded.maps.stats.sum(stats::EDGES_LOST)?,
+            marks: attachments.marks_of_pins()?,
+            ..Checkpoint::default()
+        };
+        let subject = |hook: &str| {
+            let ifindex = attach::parse(Path::new(hook))?.0;
+            found.interfaces.iter().find_map(|(workload, other)| (*other == ifindex).then_some(*workload))
+        };
+        let missed = Missed::between(checkpoint_file.last(), &now, subject);
         let mut loaded = loaded;
-        let resumed = attachments.resume(&mut loaded)?;
-        let mut uplinks = Uplinks::new(Some(&config.link_pins()));
-        uplinks.resume(&mut loaded)?;
+        // Programs of ours would judge by maps that are not filled yet: they are replaced one by one when those are.
+        let rebuilding =
+            upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows || loaded.adopted == Adopted::Nothing);
+        let resumed = if rebuilding { Resumed::default() } else { attachments.resume(&mut loaded)? };
+        let mut uplinks = Uplinks::new(Some(&config.link_pins()), mechanism);
+        if !rebuilding {
+            uplinks.resume(&mut loaded)?;
+        }
         metrics.adopted_links.set(i64::try_from(resumed.replaced.len()).unwrap_or(i64::MAX));
         tracing::info!(replaced = resumed.replaced.len(), gone = resumed.gone.len(), "links adopted");
+        let mut enforced: BTreeSet<u32> = attachments.pinned()?.into_keys().collect();
+        enforced.extend(loaded.maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex));
+        if upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows) {
+            enforced.clear(); // their flows are as unknown as those of pods that nobody enforced
+        }
+        let brown_field = links.indexes().filter(|ifindex| !enforced.contains(ifindex)).collect();
+        let last = checkpoint_file.last().map_or(0, |last| last.revision);
+        let revision = found.revision.0.max(last).max(upgrade.as_ref().map_or(0, |upgrade| upgrade.revision));
         Ok(Self {
-            engine: Engine::with_limits(&node, found.revision.0, limits(&loaded.maps)),
+            brown_field,
+            engine: Engine::with_limits(&node, revision, limits(&loaded.maps)),
             loaded,
             attachments,
             uplinks,
@@ -120,6 +189,13 @@ impl Enforcer {
             local_addresses: BTreeSet::new(),
             file_problems: Vec::new(),
             problems: Vec::new(),
+            drift: Vec::new(),
+            settings: None,
+            stood_at: None,
+            crowded: Vec::new(),
+            homeless: BTreeMap::new(),
+            room: AddressRoom::default(),
+            crowded_out: 0,
             node,
             active: 0,
             waiting: BTreeSet::new(),
@@ -133,7 +209,46 @@ impl Enforcer {
             handle,
             metrics,
             adopt_first: true,
+            missed,
+            upgrade,
+            unplaced: Vec::new(),
+            boot,
+            telling: false,
+            checkpoint_file,
         })
+    }
+
+    /// What is known of the time before this agent, which is said once.
+    pub(crate) fn missed(&mut self) -> Missed {
+        let missed = std::mem::take(&mut self.missed);
+        self.metrics.interval(&missed);
+        if missed.is_proven() {
+            tracing::info!("every packet since the last agent was counted: the same links, programs and maps stand");
+        } else {
+            let (reasons, pods) = (missed.reasons.join("; "), missed.unproven.len());
+            tracing::warn!(reasons, pods, "nothing proves that every packet since the last agent was counted");
+        }
+        missed
+    }
+
+    /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
+    pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
+        self.telling = telling;
+        let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;
+        let checkpoint = Checkpoint {
+            boot: self.boot.clone(),
+            edges: self.loaded.maps.edges.id(),
+            lost,
+            marks: self.attachments.marks(&mut self.loaded)?,
+            revision: self.revision(),
+            telling,
+        };
+        self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")
+    }
+
+    /// Whether the rows of the maps that traffic fills were counted after that moment.
+    pub(crate) fn counted_since(&self, moment: Instant) -> bool {
+        self.counted_at.is_some_and(|at| at > moment)
     }
 
     /// The dictionary that records are named from.
@@ -155,6 +270,11 @@ impl Enforcer {
             self.reasons = reasons;
         }
         self.count_traffic_rows();
+        if self.active > 0
+            && let Err(error) = self.checkpoint(self.telling)
+        {
+            tracing::error!(error = format!("{error:#}"), "the next agent will not be able to prove what it missed");
+        }
         self.metrics.observe(self);
     }
 
@@ -194,6 +314,7 @@ impl Enforcer {
         let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
         if self.adopt_first {
             let found = adopt::read(&self.loaded.maps)?;
+            self.room = AddressRoom::new(self.loaded.maps.addresses.capacity(), &found.image.addresses);
             let update = self.engine.resume(&found.image);
             self.tell(update.entries)?;
             ops = update.plan;
@@ -201,6 +322,11 @@ impl Enforcer {
         self.carry_out(&ops)?;
         self.adopt_first = false;
         self.find_interfaces(reasons).await?;
+        if self.upgrade.is_some() && !self.is_resolving() && reasons.is_empty() {
+            let left = self.finish_upgrade()?;
+            self.unplaced.extend(left);
+        }
+        self.remember_settings()?;
         if self.is_resolving() {
             reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
         }
@@ -221,7 +347,7 @@ impl Enforcer {
         self.engine.revision().0
     }
 
-    fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
+    pub(crate) fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
         let begun = Instant::now();
         let update = self.engine.apply(changes);
         self.metrics.compiled(begun.elapsed());
@@ -232,7 +358,7 @@ impl Enforcer {
 
     /// Makes entries known: on disk before any map refers to them. What a full disk refuses is tried again with the
     /// next change.
-    fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
+    pub(crate) fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
         let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
         self.unwritten.extend(entries.into_iter().filter(|entry| known.insert(entry)));
         drop(known);
@@ -242,8 +368,9 @@ impl Enforcer {
     }
 
     /// All problems: those of files and those of objects.
-    pub(crate) fn all_problems(&self) -> impl Iterator<Item = &Problem> {
-        self.file_problems.iter().chain(&self.problems)
+    pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
+        let kept = self.file_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
+        kept.cloned().chain(self.unplaced_problems())
     }
 
     /// How many problems of a level there are.
@@ -251,7 +378,7 @@ impl Enforcer {
         self.all_problems().filter(|problem| problem.level == level).count()
     }
 
-    fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
+    pub(crate) fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
         // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
         let gone: Vec<WorkloadId> = ops
             .iter()
@@ -266,7 +393,44 @@ impl Enforcer {
                 }
             }
         }
-        reconcile::apply(&self.loaded.maps, ops, &self.interfaces)
+        let before = self.known();
+        let ops = self.room.fit(ops);
+        let now = self.known();
+        if now == Known::Some && before == Known::All {
+            // Before an address is passed over, nobody may take it for one outside the cluster.
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        reconcile::apply(&self.loaded.maps, &ops, &self.interfaces, now)?;
+        if now == Known::All && before == Known::Some {
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        Ok(())
+    }
+
+    /// Whether every address has a place in the kernel.
+    pub(crate) fn known(&self) -> Known {
+        if self.room.waiting() == 0 { Known::All } else { Known::Some }
+    }
+
+    /// Whether this address has a place in the kernel.
+    pub(crate) fn has_room(&self, address: &Address) -> bool {
+        self.room.has(address)
+    }
+
+    /// What has no room in the kernel.
+    pub(crate) fn unplaced_problems(&self) -> Vec<Problem> {
+        let mut problems = self.homeless.values().cloned().collect::<Vec<_>>();
+        if self.known() == Known::Some {
+            problems.push(Problem {
+                level: Level::Warning,
+                object: format!("Node/{}", self.node),
+                field: "map ADDRESSES".to_owned(),
+                value: self.loaded.maps.addresses.capacity().to_string(),
+                what: format!("{} addresses have no room", self.room.waiting()),
+                effect: "workloads that a policy selects are denied every peer that is not known".to_owned(),
+            });
+        }
+        problems
     }
 
     /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished. What fails
@@ -280,11 +444,18 @@ impl Enforcer {
             }
         }
         self.interfaces.retain(|_, device| links.contains(device.ifindex));
+        let stood = self.stood_at.as_ref().is_some_and(|(at, then)| at.elapsed() < STAND_FOR && *then == links);
+        if !stood {
+            self.check_attached(&links, Look::Quick);
+            self.stood_at = Some((Instant::now(), links.clone()));
+        }
         let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
+        self.homeless.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
         self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
         self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
+        let mut tracked = TrackedTable::default();
         for (workload, image) in endpoints {
-            if let Err(error) = self.find_interface(&links, workload, &image).await {
+            if let Err(error) = self.find_interface(&links, workload, &image, &mut tracked).await {
                 reasons.push(format!("endpoint {workload}: {error:#}"));
             }
         }
@@ -316,12 +487,17 @@ impl Enforcer {
         reasons.extend(failed);
         // A client whom nobody notes is nobody in particular: what is missing here opens nothing.
         reasons.extend(services.err().map(|error| sentence(&error)));
-        let config = self.loaded.maps.config.get(&0)?.unwrap_or(abi::config::Config::DEFAULT);
-        let flags = if self.guarded { 0 } else { CONFIG_UNGUARDED };
+        let config = self.loaded.maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
+        let flags = self.config_flags();
         if config.flags != flags {
-            self.loaded.maps.config.put(&0, &abi::config::Config { flags, ..config })?;
+            self.loaded.maps.config.put(&0, &Config { flags, ..config })?;
         }
         Ok(())
+    }
+
+    /// The `CONFIG_*` bits that hold now.
+    pub(crate) fn config_flags(&self) -> u32 {
+        if self.guarded { 0 } else { CONFIG_UNGUARDED }
     }
 
     /// A pod whose address others claim too owns none, so it is not found by it: the device behind a contested address
@@ -340,14 +516,19 @@ impl Enforcer {
                 continue;
             }
             // Which of several claimants is behind it cannot be told, so no policy is asked either.
-            let mut image = EndpointImage { contested: [true; 2], ready: false, ..EndpointImage::default() };
             // It answers who asks for its neighbour, so that packets come as far as the program that denies them.
-            if address.is_ipv4() {
-                image.address_v4 = mapped(address);
-            } else {
-                image.address_v6 = mapped(address);
-            }
-            let row = reconcile::endpoint_row(claimant, &image, &device);
+            let (address_v4, address_v6) = match address {
+                IpAddr::V4(_) => (mapped(address), Address::default()),
+                IpAddr::V6(_) => (Address::default(), mapped(address)),
+            };
+            let image = EndpointImage {
+                contested: [true; 2],
+                ready: false,
+                address_v4,
+                address_v6,
+                ..EndpointImage::default()
+            };
+            let row = reconcile::endpoint_row(claimant, &image, &device, self.known());
             self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
             self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
             tracing::warn!(interface = device.name, %address, "closed: several pods claim the address behind it");
@@ -360,6 +541,7 @@ impl Enforcer {
         links: &Links,
         workload: WorkloadId,
         image: &EndpointImage,
+        tracked: &mut TrackedTable,
     ) -> anyhow::Result<()> {
         let mut place = Place::Nowhere;
         for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
@@ -389,21 +571,39 @@ impl Enforcer {
         self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
         self.interfaces.insert(workload, device.clone());
         for (address, value) in &self.engine.image().addresses {
-            if value.workload == workload {
+            if value.workload == workload && self.room.has(address) {
                 self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
+        }
+        let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);
+        if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
+            self.seed(workload, image, tracked)?;
         }
         if device.bridge != 0 {
             // What passes over the bridge keeps its mark until it reaches a pod.
             self.loaded.maps.devices.put(&device.bridge, &POD_BRIDGE)?;
             self.uplinks.release(device.bridge)?;
         }
-        let row = reconcile::endpoint_row(workload, image, &device);
+        let row = reconcile::endpoint_row(workload, image, &device, self.known());
         // Without its programs nothing that it sends is marked.
         let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..row };
-        self.loaded.maps.endpoints.put(&device.ifindex, &unmarked)?;
-        self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)?;
+        if let Err(error) = self.loaded.maps.endpoints.put(&device.ifindex, &unmarked) {
+            if error.is_full() {
+                self.attachments.hold(&mut self.loaded, &device.name, device.ifindex)?;
+                self.interfaces.remove(&workload);
+                self.waiting.insert(workload);
+                self.homeless.insert(workload, self.homeless_problem(workload));
+            }
+            return Err(error.into());
+        }
+        let budget = BudgetValue { used: 0, limit: share(self.loaded.maps.flows.capacity()) };
+        self.loaded.maps.budgets.put_new(&workload.0, &budget)?;
+        if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
+            self.metrics.adopted_links.inc();
+        }
         self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+        self.homeless.remove(&workload);
+        self.attachments.release(&device.name, device.ifindex)?;
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved
@@ -412,6 +612,20 @@ impl Enforcer {
             self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
         }
         Ok(())
+    }
+}
+
+impl Enforcer {
+    fn homeless_problem(&self, workload: WorkloadId) -> Problem {
+        let pod = self.engine.world().workloads.values().find(|pod| workload_id(&pod.uid) == workload);
+        Problem {
+            level: Level::Warning,
+            object: pod.map_or_else(|| workload.to_string(), |pod| format!("Pod/{}/{}", pod.namespace, pod.name)),
+            field: "map ENDPOINTS".to_owned(),
+            value: self.loaded.maps.endpoints.capacity().to_string(),
+            what: "there is no room for another endpoint".to_owned(),
+            effect: "everything that the pod sends or receives is dropped".to_owned(),
+        }
     }
 }
 
@@ -440,8 +654,8 @@ fn configure(maps: &Maps, mark_shift: u32) -> anyhow::Result<()> {
     let last = cpus.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<u32>().ok());
     let cpus = last.with_context(|| format!("/sys/devices/system/cpu/possible says {cpus:?}"))? + 1;
     let slots_per_cpu = 1 << (mark::SLOTS / cpus).max(1).ilog2();
-    let config = maps.config.get(&0)?.unwrap_or(abi::config::Config::DEFAULT);
-    maps.config.put(&0, &abi::config::Config { mark_shift, slots_per_cpu, ..config })?;
+    let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
+    maps.config.put(&0, &Config { mark_shift, slots_per_cpu, ..config })?;
     Ok(())
 }
 
@@ -451,7 +665,7 @@ fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// A row that lets nothing new through: not ready.
-fn closed(workload: WorkloadId, ifindex: u32) -> EndpointValue {
+pub(crate) fn closed(workload: WorkloadId, ifindex: u32) -> EndpointValue {
     EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, workload, ..EndpointValue::default() }
 }
 

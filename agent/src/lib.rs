@@ -6,12 +6,17 @@
 mod admin;
 mod answers;
 pub mod config;
+pub mod continuity;
 pub mod datapath;
 pub mod dictionary;
+mod drift;
 pub mod enforcer;
 pub mod metrics;
 pub mod records;
 pub mod run;
+pub mod seed;
 mod sweep;
 pub mod uninstall;
+pub mod upgrade;
 pub mod watch;
+pub mod windows;

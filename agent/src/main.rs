@@ -28,6 +28,9 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Uninstall) => {
             // An agent that runs would put back what is taken away.
             let _lock = if config.run_dir.is_dir() { Some(reeve_agent::run::lock(&config)?) } else { None };
+            for filter in reeve_agent::datapath::attach::clsact::detach_everywhere()? {
+                println!("removed the clsact filter of {filter}");
+            }
             for path in reeve_agent::uninstall::uninstall(&config)? {
                 println!("removed {}", path.display());
             }

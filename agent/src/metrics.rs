@@ -1,5 +1,6 @@
 //! Prometheus metrics; docs/metrics.md explains each.
 
+use crate::continuity::Missed;
 use crate::enforcer::Enforcer;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +8,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::stats;
+use reeve_flow::record::Flag;
 use reeve_policy::model::Level;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -37,6 +40,22 @@ pub struct MapLabels {
     pub map: String,
 }
 
+/// What had drifted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DriftLabels {
+    /// A map's name, or what of a link.
+    pub what: String,
+}
+
+/// What became of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FateLabels {
+    /// As in the program.
+    pub map: String,
+    /// From a set that is closed in the code.
+    pub state: String,
+}
+
 /// All families.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "docs/metrics.md has a row for each")]
@@ -45,6 +64,13 @@ pub struct Metrics {
     pub verdicts: Family<VerdictLabels, Counter>,
     pub flow_events: Family<StateLabels, Counter>,
     pub records_lost: Counter,
+    pub windows: Family<StateLabels, Counter>,
+    pub window_rows: Family<StateLabels, Counter>,
+    pub intervals: Family<StateLabels, Counter>,
+    pub seeded_flows: Family<StateLabels, Counter>,
+    pub migrated_maps: Family<FateLabels, Counter>,
+    pub drift: Family<DriftLabels, Counter>,
+    pub attestations: Counter,
     pub datapath_packets: Family<StateLabels, Counter<u64, AtomicU64>>,
     pub endpoints: Family<StateLabels, Gauge>,
     pub problems: Family<StateLabels, Gauge>,
@@ -67,6 +93,13 @@ impl Default for Metrics {
             verdicts: Family::default(),
             flow_events: Family::default(),
             records_lost: Counter::default(),
+            windows: Family::default(),
+            window_rows: Family::default(),
+            intervals: Family::default(),
+            seeded_flows: Family::default(),
+            migrated_maps: Family::default(),
+            drift: Family::default(),
+            attestations: Counter::default(),
             datapath_packets: Family::default(),
             endpoints: Family::default(),
             problems: Family::default(),
@@ -84,6 +117,13 @@ impl Default for Metrics {
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
         registry.register("flow_events", "Flow events read from the kernel", metrics.flow_events.clone());
         registry.register("records_lost", "Records that a sink could not take", metrics.records_lost.clone());
+        registry.register("windows", "Windows of exact counts that ended", metrics.windows.clone());
+        registry.register("window_rows", "Rows of windows told", metrics.window_rows.clone());
+        registry.register("intervals", "Intervals between two agents", metrics.intervals.clone());
+        registry.register("seeded_flows", "Flows from before enforcement", metrics.seeded_flows.clone());
+        registry.register("migrated_maps", "Maps of another layout found", metrics.migrated_maps.clone());
+        registry.register("drift", "Found otherwise in the kernel and put right", metrics.drift.clone());
+        registry.register("attestations", "Comparisons of the kernel with the image", metrics.attestations.clone());
         registry.register(
             "datapath_packets",
             "Packets and losses counted in the kernel",
@@ -123,6 +163,40 @@ impl Metrics {
     /// A change took this long to compile.
     pub(crate) fn compiled(&self, took: Duration) {
         self.compile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A window ended for this cause and is told by these rows.
+    pub(crate) fn window_ended(&self, cause: &str, rows: &[(EdgeKey, EdgeValue, Vec<Flag>)]) {
+        self.windows.get_or_create(&state(cause)).inc();
+        for (_, _, flags) in rows {
+            let proven = match flags.first() {
+                Some(Flag::Backfilled) => "backfilled",
+                Some(Flag::Unproven) => "unproven",
+                _ => "live",
+            };
+            self.window_rows.get_or_create(&state(proven)).inc();
+        }
+    }
+
+    /// Flows from before enforcement were, or could not be, given entries.
+    pub(crate) fn seeded(&self, what: &str, flows: usize) {
+        self.seeded_flows.get_or_create(&state(what)).inc_by(flows as u64);
+    }
+
+    /// A map of another layout was found, and this became of its content.
+    pub(crate) fn migrated(&self, map: &str, fate: &str) {
+        self.migrated_maps.get_or_create(&FateLabels { map: map.to_owned(), state: fate.to_owned() }).inc();
+    }
+
+    /// So many things were found otherwise in the kernel than they should be.
+    pub(crate) fn drifted(&self, what: &str, count: usize) {
+        self.drift.get_or_create(&DriftLabels { what: what.to_owned() }).inc_by(count as u64);
+    }
+
+    /// The time before this agent is, or is not, proven to have been counted whole.
+    pub(crate) fn interval(&self, missed: &Missed) {
+        let proven = if missed.is_proven() { "proven" } else { "unproven" };
+        self.intervals.get_or_create(&state(proven)).inc();
     }
 
     /// Takes the enforcer's state over.

@@ -10,7 +10,7 @@ use reeve_abi::event::Event;
 use reeve_flow::aggregate;
 use reeve_flow::decode::{self, DecodeError};
 use reeve_flow::names::Namer;
-use reeve_flow::record::{EventKind, FlowRecord, RecordedDecision};
+use reeve_flow::record::{EventKind, Flag, FlowRecord, RecordedDecision};
 use reeve_flow::time::{Clock, Timestamp};
 use reeve_flow::wire;
 use reeve_policy::model::{Decider, Direction, Verdict};
@@ -23,6 +23,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Between two looks at the ring buffer: waking a reader per event would cost 200 times the event.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
+/// Events read before what they tell is written: a flood that never ends must not keep the rest waiting.
+const EVENTS_AT_ONCE: usize = 4_096;
+/// More than the ring buffer holds.
+const EVENTS_AT_LAST: usize = 32_768;
 /// Lines kept for `tail`.
 const TAIL_LINES: usize = 10_000;
 /// Lines that a live reader may lag behind before it loses some.
@@ -88,12 +92,25 @@ impl Sink {
 }
 
 /// What the enforcer has to tell.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Made {
     /// A flow expired.
     Closed(Event),
-    /// Exact counts of an edge in the window that has ended.
-    Window(EdgeKey, EdgeValue),
+    /// Exact counts of a flow that `EDGES` never had.
+    Rest(EdgeKey, EdgeValue),
+    /// Exact counts of a window that has ended.
+    Window(Counts),
+}
+
+/// Exact counts of a window.
+#[derive(Debug)]
+pub struct Counts {
+    /// Each edge with what a reader must know of its counts.
+    pub rows: Vec<(EdgeKey, EdgeValue, Vec<Flag>)>,
+    /// When the window ended, `CLOCK_MONOTONIC` ns.
+    pub end_ns: u64,
+    /// Told once the records are written, with whether they were.
+    pub written: oneshot::Sender<bool>,
 }
 
 /// Turns events into lines.
@@ -133,17 +150,18 @@ impl Recorder {
                 _ = timer.tick() => false,
                 _ = &mut stop => true,
             };
-            self.drain();
             if stopped {
-                return;
+                return self.drain(EVENTS_AT_LAST);
             }
+            self.drain(EVENTS_AT_ONCE);
         }
     }
 
-    /// Reads everything that has come so far.
-    pub fn drain(&mut self) {
+    /// Reads what has come so far, at most so many events, and writes it.
+    pub fn drain(&mut self, at_most: usize) {
         let mut text = String::new();
         let mut lines = 0_u64;
+        let mut windows = Vec::new();
         let clock = clock();
         let names = self.dictionary.read().expect("nobody panics while writing the dictionary");
         let namer = Namer { names: &*names, node: &self.node, clock };
@@ -161,20 +179,28 @@ impl Recorder {
                 tracing::error!(%error, "what the kernel tells cannot be read");
             }
         };
-        while let Some(event) = self.events.next() {
+        for _ in 0..at_most {
+            let Some(event) = self.events.next() else { break };
             tell(decode::event(&event).map(|event| namer.record(&event)));
         }
         while let Ok(made) = self.made.try_recv() {
-            tell(match made {
-                Made::Closed(event) => decode::typed(event).map(|event| namer.record(&event)),
-                Made::Window(key, value) => aggregate::window(&namer, &key, &value, clock.moment(monotonic_ns()), &[]),
-            });
+            match made {
+                Made::Closed(event) => tell(decode::typed(event).map(|event| namer.record(&event))),
+                Made::Rest(key, value) => {
+                    tell(aggregate::window(&namer, &key, &value, clock.moment(monotonic_ns()), &[]));
+                }
+                Made::Window(counts) => {
+                    for (key, value, flags) in &counts.rows {
+                        tell(aggregate::window(&namer, key, value, clock.moment(counts.end_ns), flags));
+                    }
+                    windows.push(counts.written);
+                }
+            }
         }
         drop(names);
-        if text.is_empty() {
-            return;
-        }
-        match self.sink.write(&text) {
+        let written = if text.is_empty() { Ok(()) } else { self.sink.write(&text) };
+        let is_written = written.is_ok();
+        match written {
             Ok(()) => self.failing = false,
             Err(error) => {
                 self.metrics.records_lost.inc_by(lines);
@@ -183,6 +209,10 @@ impl Recorder {
                 }
                 self.failing = true;
             }
+        }
+        for window in windows {
+            // Nobody waits for it when the agent is ending.
+            let _ = window.send(is_written);
         }
     }
 }

@@ -4,7 +4,8 @@ use crate::admin;
 use crate::config::Config;
 use crate::enforcer::Enforcer;
 use crate::metrics::Metrics;
-use crate::records::{Live, Made, Recorder};
+use crate::records::{Live, Recorder};
+use crate::windows::Windows;
 use anyhow::Context;
 use futures_util::StreamExt;
 use notify::Watcher;
@@ -49,8 +50,8 @@ const RESOLVE: Duration = Duration::from_millis(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two looks at everything, whether or not anything was heard.
 const LOOK_ANYWAY: Duration = Duration::from_secs(2);
-/// Between the end of a window and reading its counts.
-const DRAIN_AFTER: Duration = Duration::from_millis(100);
+/// Between two looks at whether a window ends, by time or because the map is filling.
+const WINDOW_LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow table.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -88,9 +89,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let window = Duration::from_secs(config.window_seconds);
-    let mut flip = tokio::time::interval_at(tokio::time::Instant::now() + window, window);
-    // Programs run for microseconds: long before this has passed none of them writes into the bank they left.
-    let mut drain = tokio::time::interval_at(tokio::time::Instant::now() + window + DRAIN_AFTER, window);
+    let mut look_at_window = tokio::time::interval(WINDOW_LOOK);
+    let between = Duration::from_secs(config.attest_interval);
+    let mut attest = tokio::time::interval_at(tokio::time::Instant::now() + between, between);
+    let missed = enforcer.missed();
+    let mut windows = Windows::new(window, missed, closed.clone(), Arc::clone(&metrics));
+    // What the last agent left is told before this one changes anything.
+    report(windows.look(&mut enforcer), "what was counted before cannot be told");
 
     look_patiently(&mut enforcer).await;
     let mut looked = tokio::time::Instant::now();
@@ -104,20 +109,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 report(enforcer.sweep(&closed).map(drop), "idle flows could not be ended");
                 continue;
             }
-            _ = flip.tick() => {
-                report(enforcer.flip_edges(), "the window could not be ended");
+            _ = look_at_window.tick() => {
+                report(enforcer.sweep_if_crowded(&closed), "idle flows could not be ended");
+                report(windows.look(&mut enforcer), "the window could not be ended; counts stay in the kernel");
                 continue;
             }
-            _ = drain.tick() => {
-                match enforcer.drain_edges() {
-                    Ok(edges) => {
-                        for (key, value) in edges {
-                            // The recorder ends with the process: then nobody is there to be told.
-                            let _ = closed.send(Made::Window(key, value));
-                        }
-                    }
-                    Err(error) => report(Err(error), "exact counts could not be read; they stay in the kernel"),
-                }
+            written = windows.written() => {
+                report(windows.finish(&mut enforcer, written), "counts that were told could not be deleted");
+                continue;
+            }
+            _ = attest.tick() => {
+                report(enforcer.attest().await, "what is in the kernel could not be compared");
                 continue;
             }
             _ = terminate.recv() => break,
@@ -153,8 +155,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));
         }
     }
+    report(windows.stop(&mut enforcer), "the last window could not be ended; its counts stay in the kernel");
     drop(stop_telling);
     telling.await.context("the last records could not be told")?;
+    // The recorder has ended: it has written the window, or never will.
+    tokio::select! {
+        biased;
+        written = windows.written() => report(windows.finish(&mut enforcer, written), "counts that were told stay"),
+        () = std::future::ready(()) => {}
+    }
     tracing::info!("stopping; what is pinned goes on enforcing");
     Ok(())
 }

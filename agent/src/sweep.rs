@@ -1,47 +1,33 @@
-//! Ends flows that have been idle for longer than their protocol allows, and drains `EDGES` in windows.
+//! Ends flows that have been idle for longer than their protocol allows.
 
 use crate::enforcer::Enforcer;
 use crate::records::{Made, monotonic_ns};
 use reeve_abi::address::Address;
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{FlowKey, FlowValue};
+use reeve_abi::conntrack::{BudgetValue, FlowKey, FlowValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::{EVENT_CLOSED, Event, HOOK_FROM_POD, HOOK_TO_POD};
+use reeve_abi::ids::WorkloadId;
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
-use reeve_flow::aggregate;
+use reeve_abi::stats;
 use reeve_packet::flow;
+use reeve_policy::model::{Level, Problem};
+use reeve_policy::provenance::workload_id;
 use std::collections::BTreeMap;
 use tokio::sync::mpsc::UnboundedSender;
 
 impl Enforcer {
-    /// Lets the programs write into the other bank of `EDGES`; the one they leave can be drained once every program
-    /// that still saw it as theirs has ended.
-    pub fn flip_edges(&self) -> anyhow::Result<()> {
-        let maps = &self.loaded.maps;
-        let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
-        maps.config.put(&0, &Config { edges_bank: config.edges_bank ^ 1, ..config })?;
-        Ok(())
-    }
-
-    /// Takes out the bank that the programs have left.
-    pub fn drain_edges(&self) -> anyhow::Result<BTreeMap<EdgeKey, EdgeValue>> {
-        let maps = &self.loaded.maps;
-        let bank = maps.config.get(&0)?.unwrap_or(Config::DEFAULT).edges_bank;
-        let rows: Vec<_> = maps.edges.read()?.into_iter().filter(|(key, _)| key.kind >> 16 & 1 != bank).collect();
-        let keys: Vec<EdgeKey> = rows.iter().map(|(key, _)| *key).collect();
-        maps.edges.delete_many(&keys)?;
-        Ok(aggregate::merged(rows))
-    }
-
-    /// Removes expired flows and sends an event for each that was allowed.
-    pub fn sweep(&self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
+    /// Removes expired flows and sends an event for each that was allowed; counts what is left by endpoint.
+    pub fn sweep(&mut self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
         let maps = &self.loaded.maps;
         let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         let now_ns = monotonic_ns();
         let mut ended = Vec::new();
+        let mut live: BTreeMap<WorkloadId, u64> = BTreeMap::new();
         for (key, value) in maps.flows.read()? {
             let protocol = u8::try_from(key.protocol & 0xff).unwrap_or_default();
             if now_ns.saturating_sub(value.last_ns) <= flow::timeout_ns(&config, protocol, &value) {
+                *live.entry(key.workload).or_default() += 1;
                 continue;
             }
             if value.verdict == VERDICT_ALLOW {
@@ -50,13 +36,58 @@ impl Enforcer {
             }
             // What the programs had not flushed yet is told as a window of its own, so that sums stay exact.
             if let Some((edge, rest)) = unflushed(&key, &value, protocol) {
-                let _ = closed.send(Made::Window(edge, rest));
+                let _ = closed.send(Made::Rest(edge, rest));
             }
             ended.push(key);
         }
         let count = ended.len();
         maps.flows.delete_many(&ended)?;
+        self.budget(&live)?;
         Ok(count)
+    }
+
+    /// Sweeps at once if flows are being denied because a share of the table is used up: some of it may have ended.
+    pub fn sweep_if_crowded(&mut self, closed: &UnboundedSender<Made>) -> anyhow::Result<()> {
+        let denied = self.loaded.maps.stats.sum(stats::FLOW_BUDGET)?;
+        if denied != self.crowded_out {
+            self.crowded_out = denied;
+            self.sweep(closed)?;
+        }
+        Ok(())
+    }
+
+    /// Gives each endpoint its share of the flow table, and says who has used it up.
+    fn budget(&mut self, live: &BTreeMap<WorkloadId, u64>) -> anyhow::Result<()> {
+        let maps = &self.loaded.maps;
+        let limit = share(maps.flows.capacity());
+        let mut crowded = Vec::new();
+        for (workload, before) in maps.budgets.read()? {
+            let workload = WorkloadId(workload);
+            if !self.interfaces.contains_key(&workload) {
+                maps.budgets.delete(&workload.0)?;
+            } else if before.used >= before.limit {
+                crowded.push(workload);
+            }
+        }
+        for workload in self.interfaces.keys() {
+            let used = live.get(workload).copied().unwrap_or_default();
+            maps.budgets.put(&workload.0, &BudgetValue { used, limit })?;
+        }
+        self.crowded = crowded.into_iter().map(|workload| self.crowded_problem(workload, limit)).collect();
+        Ok(())
+    }
+
+    fn crowded_problem(&self, workload: WorkloadId, limit: u64) -> Problem {
+        let pod = self.engine.world().workloads.values().find(|pod| workload_id(&pod.uid) == workload);
+        Problem {
+            level: Level::Warning,
+            object: pod.map_or_else(|| workload.to_string(), |pod| format!("Pod/{}/{}", pod.namespace, pod.name)),
+            field: "map FLOWS".to_owned(),
+            value: limit.to_string(),
+            what: "the pod has used up its share of the flow table".to_owned(),
+            effect: "flows that it opens, or that are opened to it, are denied (flowTableFull) until some have ended"
+                .to_owned(),
+        }
     }
 
     fn closing(&self, key: &FlowKey, value: &FlowValue, protocol: u8, now_ns: u64) -> Event {
@@ -98,7 +129,17 @@ impl Enforcer {
     }
 }
 
+/// How many of the table's entries one endpoint may have: a flood of one pod's flows leaves room for the others.
+pub(crate) fn share(capacity: u32) -> u64 {
+    u64::from(capacity / 4).max(1)
+}
+
 /// Counts of a flow that `EDGES` does not have, as a row of it; none if it has them all.
+pub(crate) fn unflushed_of(key: &FlowKey, value: &FlowValue) -> Option<(EdgeKey, EdgeValue)> {
+    unflushed(key, value, u8::try_from(key.protocol & 0xff).unwrap_or_default())
+}
+
+/// The same, for a protocol that has been read already.
 fn unflushed(key: &FlowKey, value: &FlowValue, protocol: u8) -> Option<(EdgeKey, EdgeValue)> {
     let rest =
         |all: [u64; 2], flushed: [u64; 2]| [all[0].saturating_sub(flushed[0]), all[1].saturating_sub(flushed[1])];

@@ -1,6 +1,7 @@
 //! Takes enforcement off this node: the only thing that does. Removes what the agent made, by name, and nothing else.
 
 use crate::config::Config;
+use crate::datapath::attach;
 use crate::datapath::maps::PINNED;
 use crate::datapath::uplinks;
 use std::io;
@@ -23,10 +24,7 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     let (links, maps) = (config.link_pins(), config.map_pins());
     for path in entries(&links)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let pods = name
-            .split_once('-')
-            .is_some_and(|(ifindex, side)| ifindex.parse::<u32>().is_ok() && matches!(side, "from" | "to"));
-        if pods || uplinks::is_pin(name) {
+        if attach::is_ours(&path) || uplinks::is_pin(name) {
             file(path, &mut removed)?;
         }
     }
@@ -34,7 +32,9 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
         file(maps.join(name), &mut removed)?;
         file(maps.join(format!("{name}-replaced")), &mut removed)?;
     }
-    for path in [config.dictionary(), config.run_dir.join("agent.sock"), config.run_dir.join("lock")] {
+    for path in
+        [config.dictionary(), config.checkpoint(), config.run_dir.join("agent.sock"), config.run_dir.join("lock")]
+    {
         file(path, &mut removed)?;
     }
     for directory in [links, maps, config.bpffs.join("reeve/v1"), config.bpffs.join("reeve")] {

@@ -8,12 +8,12 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use reeve_abi::service::{ServiceKey, ServiceValue};
@@ -166,6 +166,10 @@ impl Env for Kernel {
         maps::FLOWS.insert(key, value, 0).is_ok()
     }
     #[inline(always)]
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {
+        maps::BUDGETS.get_ptr_mut(&workload.0).and_then(NonNull::new)
+    }
+    #[inline(always)]
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>> {
         maps::DENIED.get_ptr_mut(key).and_then(NonNull::new)
     }
@@ -180,6 +184,14 @@ impl Env for Kernel {
     #[inline(always)]
     fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
         maps::EDGES.insert(key, value, BPF_NOEXIST).is_ok()
+    }
+    #[inline(always)]
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>> {
+        maps::OVERFLOW.get_ptr_mut(key).and_then(NonNull::new)
+    }
+    #[inline(always)]
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
+        maps::OVERFLOW.insert(key, value, BPF_NOEXIST).is_ok()
     }
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {

@@ -46,6 +46,12 @@ pub fn reeve_host_in(ctx: SkBuffContext) -> i32 {
     i32::from(judge(ctx.skb.skb, uplink::received) == Some(Action::Continue))
 }
 
+/// Drops everything: stands at a hook while the others are put in order there, or where there is no room to judge.
+#[classifier]
+pub fn reeve_hold(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
 #[inline(always)]
 fn verdict(skb: *mut __sk_buff, judged_by: impl Fn(&Kernel, &mut Scratch) -> Action) -> i32 {
     match judge(skb, judged_by) {

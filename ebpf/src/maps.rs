@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use reeve_abi::address::{Address, AddressValue, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
@@ -48,6 +48,9 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 /// Flows.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(131_072, 0);
+/// Workload -> its share of `FLOWS`.
+#[map]
+pub static BUDGETS: HashMap<u64, BudgetValue> = HashMap::with_max_entries(4_096, 0);
 /// Denied tuples.
 #[map]
 pub static DENIED: LruHashMap<FlowKey, DeniedValue> = LruHashMap::with_max_entries(32_768, 0);
@@ -60,6 +63,10 @@ pub static SLOTS: Array<SlotValue> = Array::with_max_entries(SLOTS_COUNT, 0);
 /// Exact counts.
 #[map]
 pub static EDGES: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// Exact counts of what `EDGES` has no room for: a row per endpoint, direction, verdict and decision. Preallocated, so
+/// that the room is there when memory is short.
+#[map]
+pub static OVERFLOW: HashMap<EdgeKey, EdgeValue> = HashMap::with_max_entries(8_192, 0);
 /// What happened, for user space.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);

@@ -2,26 +2,29 @@
 
 use crate::decode::{self, DecodeError};
 use crate::names::{Namer, Names, icmp, ordered};
-use crate::record::{EventKind, Flag, FlowRecord, Protocol, Reason, SCHEMA};
+use crate::record::{EventKind, Flag, FlowRecord, Owner, Protocol, Reason, SCHEMA, Side};
 use crate::time::Timestamp;
-use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::edge::{EDGE_BANK, EDGE_OVERFLOW, EdgeKey, EdgeValue};
 use std::collections::BTreeMap;
 
-/// Adds rows of several CPUs, banks or reads, so that each key is told once.
+/// Adds rows of several banks or reads, so that each key is told once.
+///
+/// Sums wrap: two processors that flush one flow at once may leave a step forth in one row and a smaller one back in
+/// another.
 pub fn merged(rows: impl IntoIterator<Item = (EdgeKey, EdgeValue)>) -> BTreeMap<EdgeKey, EdgeValue> {
     let mut sums: BTreeMap<EdgeKey, EdgeValue> = BTreeMap::new();
     for (mut key, value) in rows {
         // The bank says where the row lay, not what it counts.
-        key.kind &= 0xffff;
+        key.kind &= !EDGE_BANK;
         match sums.get_mut(&key) {
             None => {
                 sums.insert(key, value);
             }
             Some(sum) => {
-                sum.connections = sum.connections.saturating_add(value.connections);
+                sum.connections = sum.connections.wrapping_add(value.connections);
                 for way in 0..2 {
-                    sum.packets[way] = sum.packets[way].saturating_add(value.packets[way]);
-                    sum.bytes[way] = sum.bytes[way].saturating_add(value.bytes[way]);
+                    sum.packets[way] = sum.packets[way].wrapping_add(value.packets[way]);
+                    sum.bytes[way] = sum.bytes[way].wrapping_add(value.bytes[way]);
                 }
                 sum.first_ns = sum.first_ns.min(value.first_ns);
                 sum.last_ns = sum.last_ns.max(value.last_ns);
@@ -29,6 +32,13 @@ pub fn merged(rows: impl IntoIterator<Item = (EdgeKey, EdgeValue)>) -> BTreeMap<
         }
     }
     sums
+}
+
+/// Takes out the rows that are a step back: their step forth has been told, so they are owed to the next window.
+pub fn owed(sums: &mut BTreeMap<EdgeKey, EdgeValue>) -> Vec<(EdgeKey, EdgeValue)> {
+    let is_back = |value: &EdgeValue| value.packets.iter().chain(&value.bytes).any(|count| count >> 63 != 0);
+    let keys: Vec<EdgeKey> = sums.iter().filter(|(_, value)| is_back(value)).map(|(key, _)| *key).collect();
+    keys.into_iter().filter_map(|key| sums.remove_entry(&key)).collect()
 }
 
 /// The record of one row at the end of its window.
@@ -46,9 +56,18 @@ pub fn window<N: Names>(
     let protocol = Protocol(protocol);
     let port = key.service & 0xffff;
     let local = namer.side(key.subject, key.identity, None, None);
-    let remote = namer.side(key.peer, key.peer_identity, None, None);
+    let overflowed = key.kind & EDGE_OVERFLOW != 0;
+    let remote = if overflowed {
+        Side { owner: Owner::Various, identity: key.peer_identity.to_string(), ..Side::default() }
+    } else {
+        namer.side(key.peer, key.peer_identity, None, None)
+    };
+    let mut flags = flags.to_vec();
+    if overflowed {
+        flags.push(Flag::Overflowed);
+    }
     let (source, mut destination) = ordered(direction, local, remote);
-    if protocol.has_ports() {
+    if protocol.has_ports() && !overflowed {
         destination.port = u16::try_from(port).ok();
     }
     Ok(FlowRecord {
@@ -68,11 +87,11 @@ pub fn window<N: Names>(
         destination,
         service: None,
         protocol,
-        icmp: icmp(protocol, port),
+        icmp: if overflowed { None } else { icmp(protocol, port) },
         packets: value.packets.into(),
         bytes: value.bytes.into(),
         connections: Some(value.connections),
-        flags: flags.to_vec(),
+        flags,
         reason: Reason::WindowEnded,
     })
 }
@@ -114,6 +133,38 @@ mod tests {
         assert_eq!((record.connections, record.packets, record.bytes), (Some(5), [5, 2].into(), [200, 100].into()));
         assert_eq!((record.first.unix_ns, record.last.unix_ns, record.time), (5_000, 10_000, end));
         assert_eq!((record.destination.port, record.flags), (Some(443), vec![Flag::Backfilled]));
+        assert_eq!(crate::text::decision_text(&record.decision), "no policy selects");
+    }
+
+    #[test]
+    fn a_step_back_is_owed_to_the_next_window_and_the_sum_is_exact() {
+        let (key, value) = row(0, 1, 9_000);
+        let forth = EdgeValue { packets: [5, 0], bytes: [500, 0], ..value };
+        let back = EdgeValue { packets: [2_u64.wrapping_neg(), 0], bytes: [200_u64.wrapping_neg(), 0], ..value };
+        let mut first = merged([(key, forth)]);
+        assert_eq!(owed(&mut first), []);
+        let mut second = merged([(key, back)]);
+        let owing = owed(&mut second);
+        assert!(second.is_empty() && owing.len() == 1, "{second:?}");
+        let mut third = merged(owing.into_iter().chain([(key, forth)]));
+        assert_eq!(owed(&mut third), []);
+        assert_eq!((third[&key].packets, third[&key].bytes), ([3, 0], [300, 0]));
+    }
+
+    #[test]
+    fn an_overflowed_row_names_decision_and_subject_and_no_peer() {
+        let (key, value) = row(1, 70, 9_000);
+        let key = EdgeKey { service: 17 << 16, kind: key.kind | EDGE_OVERFLOW, peer_identity: IdentityId(0), ..key };
+        let sums = merged([(key, value)]);
+        let (key, value) = sums.first_key_value().expect("one row");
+        let names = Dictionary::default();
+        let namer = Namer { names: &names, node: "n1", clock: Clock::from_readings(0, Timestamp::default()) };
+        let record = window(&namer, key, value, Timestamp::default(), &[]).expect("known values");
+        assert_eq!((record.destination.owner, record.destination.port), (Owner::Various, None));
+        assert_eq!(
+            (record.flags, record.connections, record.protocol),
+            (vec![Flag::Overflowed], Some(70), Protocol(17))
+        );
         assert_eq!(crate::text::decision_text(&record.decision), "no policy selects");
     }
 

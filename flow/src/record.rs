@@ -170,8 +170,14 @@ pub enum Flag {
     PickedUp,
     /// Besides the packet that this record is of, it stands for so many further denied packets.
     RateLimited(u64),
-    /// Told after a time in which no agent was there to tell.
+    /// Told after a time in which no agent was there to tell; that every packet of it was counted is proven.
     Backfilled,
+    /// Told after a time in which nothing proves that every packet was counted: there were at least so many.
+    Unproven,
+    /// An agent that was ended while it told this may have told it before.
+    MayRepeat,
+    /// Stands for various peers and ports: the kernel had no room to count them apart.
+    Overflowed,
     /// The decision's path is not whole.
     Truncated,
     /// The peer's identity was older than its labels when it was judged.
@@ -326,6 +332,8 @@ pub enum Owner {
     Network,
     /// No pod and no node.
     World,
+    /// Not told apart: the kernel had no room to count each peer.
+    Various,
     /// The dictionary does not know.
     #[default]
     Unknown,

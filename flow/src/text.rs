@@ -197,6 +197,7 @@ const fn default_name(default: DefaultDecider) -> &'static str {
         DefaultDecider::Reply => "reply",
         DefaultDecider::RelatedIcmp => "related ICMP",
         DefaultDecider::NeighbourDiscovery => "neighbour discovery",
+        DefaultDecider::EstablishedBefore => "established before enforcement",
         DefaultDecider::MalformedPacket => "malformed packet",
         DefaultDecider::SpoofedSource => "spoofed source",
         DefaultDecider::NotReady => "not ready",
@@ -229,6 +230,7 @@ pub fn side_text(side: &Side) -> String {
         Owner::Masqueraded => "masqueraded",
         Owner::Network => "network",
         Owner::World => "world",
+        Owner::Various => "various",
         Owner::Unknown => "unknown",
     };
     match (workload, address) {
@@ -285,6 +287,9 @@ fn notes(record: &FlowRecord) -> String {
             Flag::PickedUp => "picked up in the middle".to_owned(),
             Flag::RateLimited(more) => format!("{more} more since the last record"),
             Flag::Backfilled => "backfilled".to_owned(),
+            Flag::Unproven => "unproven".to_owned(),
+            Flag::MayRepeat => "may have been told before".to_owned(),
+            Flag::Overflowed => "peers not told apart".to_owned(),
             Flag::Truncated => "path truncated".to_owned(),
             Flag::StaleIdentity => "stale identity".to_owned(),
             Flag::MayBeMasqueraded => "the node may stand for somebody else".to_owned(),

@@ -3,12 +3,12 @@
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use reeve_abi::service::{ServiceKey, ServiceValue};
@@ -72,6 +72,8 @@ pub trait Env: Bytes {
     fn flow(&self, key: &FlowKey) -> Option<NonNull<FlowValue>>;
     /// Writes a flow entry.
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool;
+    /// What an endpoint may still put into the flow table; none: nobody has set a limit.
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>>;
     /// Denied tuple's entry.
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>>;
     /// Writes a denied tuple's entry.
@@ -80,6 +82,10 @@ pub trait Env: Bytes {
     fn edge(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>>;
     /// Writes an edge row that is not there yet; false if it is there or there is no room.
     fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool;
+    /// Reserved row for counts that `EDGES` has no room for.
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>>;
+    /// Writes a reserved row that is not there yet; false if it is there or there is no room.
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool;
     /// Ports of a fragmented packet.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue>;
     /// Remembers the ports of a fragmented packet.

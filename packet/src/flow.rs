@@ -77,6 +77,24 @@ pub fn judged_port(packet: &Packet) -> u16 {
     }
 }
 
+/// The port that rules speak of if the other side opened the flow; none for an ICMP message that answers nothing.
+#[inline(always)]
+pub fn opposite_port(packet: &Packet) -> Option<u16> {
+    if !packet.is_icmp() {
+        return Some(packet.source_port);
+    }
+    if icmp_query(packet) != Some(false) {
+        return None;
+    }
+    // The query that a reply belongs to.
+    let asked: u16 = match (packet.v6, packet.icmp_type) {
+        (0, 0) => 8,
+        (0, kind) => u16::from(kind).saturating_sub(1),
+        _ => 128,
+    };
+    Some(asked << 8)
+}
+
 /// The other direction.
 #[inline(always)]
 pub fn opposite(direction: u32) -> u32 {

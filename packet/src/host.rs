@@ -16,12 +16,12 @@ use crate::env::{Bytes, Env};
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
-use reeve_abi::ids::{ClassId, IdentityId};
+use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RANGE_BASE_BITS, RangeKey};
 use reeve_abi::service::{ServiceKey, ServiceValue};
@@ -47,7 +47,7 @@ impl<K: Eq + Hash + Copy + Ord, V: Copy> Table<K, V> {
         self.rows.borrow().get(key).copied()
     }
 
-    fn put(&self, key: &K, value: &V) -> bool {
+    pub(crate) fn put(&self, key: &K, value: &V) -> bool {
         if !self.has_room.get() && self.get(key).is_none() {
             return false;
         }
@@ -100,8 +100,10 @@ pub(crate) struct Host {
     pub(crate) ports: HashMap<PortKey, PortValue>,
     pub(crate) ranges: BTreeMap<RangeKey, PortValue>,
     pub(crate) flows: Table<FlowKey, FlowValue>,
+    pub(crate) budgets: Table<WorkloadId, BudgetValue>,
     pub(crate) denied: Table<FlowKey, DeniedValue>,
     pub(crate) edges: Table<EdgeKey, EdgeValue>,
+    pub(crate) overflow: Table<EdgeKey, EdgeValue>,
     pub(crate) fragments: RefCell<HashMap<FragmentKey, FragmentValue>>,
     pub(crate) events: RefCell<Vec<Event>>,
     pub(crate) stats: RefCell<Vec<u64>>,
@@ -133,8 +135,10 @@ impl Host {
             ports: HashMap::new(),
             ranges: BTreeMap::new(),
             flows: Table::new(),
+            budgets: Table::new(),
             denied: Table::new(),
             edges: Table::new(),
+            overflow: Table::new(),
             fragments: RefCell::default(),
             events: RefCell::default(),
             stats: RefCell::new(vec![0; stats::COUNT as usize]),
@@ -256,6 +260,9 @@ impl Env for Host {
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
         self.flows.put(key, value)
     }
+    fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {
+        self.budgets.get(&workload)
+    }
     fn denied(&self, key: &FlowKey) -> Option<NonNull<DeniedValue>> {
         self.denied.get(key)
     }
@@ -267,6 +274,12 @@ impl Env for Host {
     }
     fn put_edge(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
         self.edges.get(key).is_none() && self.edges.put(key, value)
+    }
+    fn overflow(&self, key: &EdgeKey) -> Option<NonNull<EdgeValue>> {
+        self.overflow.get(key)
+    }
+    fn put_overflow(&self, key: &EdgeKey, value: &EdgeValue) -> bool {
+        self.overflow.get(key).is_none() && self.overflow.put(key, value)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
         self.fragments.borrow().get(key).copied()

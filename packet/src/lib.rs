@@ -8,6 +8,7 @@
     reason = "a call costs a BPF stack frame, and the verifier bounds only what it sees inlined"
 )]
 
+pub mod budget;
 pub mod env;
 pub mod flow;
 mod fragment;

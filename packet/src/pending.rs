@@ -3,6 +3,7 @@
 //! Invariant: the flow's one entry stands under the address that the pod knows, and holds the verdict on the address
 //! that was reached; what comes back is let in only while that verdict allows.
 
+use crate::budget;
 use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::judge::{self, Peer, Ruling};
@@ -33,19 +34,17 @@ pub fn open<E: Env>(env: &E, s: &mut Scratch) -> u32 {
         s.ruling = Ruling::deny(decision::NOT_READY);
         return 0;
     }
-    s.flow = FlowValue {
-        revision: s.endpoint.head_revision,
-        own_identity: s.endpoint.identity,
-        first_ns: s.now_ns,
-        last_ns: s.now_ns,
-        flushed_ns: s.now_ns,
-        direction: DIRECTION_EGRESS,
-        verdict: flow::VERDICT_PENDING,
-        flags: ct::FLOW_PENDING,
-        port: u32::from(flow::judged_port(&s.packet)),
-        ..FlowValue::default()
-    };
-    if !env.put_flow(&s.key, &s.flow) {
+    words::zero(&mut s.flow);
+    s.flow.revision = s.endpoint.head_revision;
+    s.flow.own_identity = s.endpoint.identity;
+    s.flow.first_ns = s.now_ns;
+    s.flow.last_ns = s.now_ns;
+    s.flow.flushed_ns = s.now_ns;
+    s.flow.direction = DIRECTION_EGRESS;
+    s.flow.verdict = flow::VERDICT_PENDING;
+    s.flow.flags = ct::FLOW_PENDING;
+    s.flow.port = u32::from(flow::judged_port(&s.packet));
+    if !budget::take(env, s.endpoint.workload) || !env.put_flow(&s.key, &s.flow) {
         env.count(stats::FLOWS_LOST);
         s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);
         return 0;
@@ -56,17 +55,21 @@ pub fn open<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 /// Sends the packet on, marked; 0: the destination that it shows is denied already, by `s.ruling`.
 #[inline(always)]
 pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
-    if s.config.flags & CONFIG_UNGUARDED != 0 {
-        s.peer = judge::peer(env, &s.key.remote);
-        let port = flow::judged_port(&s.packet);
-        s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
-        if !s.ruling.allows() {
-            return 0;
-        }
+    if s.config.flags & CONFIG_UNGUARDED != 0 && judge_shown(env, s) == 0 {
+        return 0;
     }
     s.stamp = KIND_PENDING;
     env.count(stats::PENDING);
     1
+}
+
+/// Judges the destination that the packet shows; 0: denied. A call of its own, for the sake of the stack.
+#[inline(never)]
+fn judge_shown<E: Env>(env: &E, s: &mut Scratch) -> u32 {
+    s.peer = judge::peer(env, &s.key.remote);
+    let port = flow::judged_port(&s.packet);
+    s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
+    u32::from(s.ruling.allows())
 }
 
 /// Judges, for the sender in `s.slot`, a packet where it leaves the node or reaches somebody on it; 1: it goes on.

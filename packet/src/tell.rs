@@ -3,10 +3,12 @@
 //! Everything is put together in the scratch memory: a BPF stack has 512 bytes for all frames of a call chain.
 
 use crate::env::{Env, Hook};
+use crate::parse::protocol;
 use crate::walk::Scratch;
+use core::ptr::NonNull;
 use reeve_abi::address::{Address, OWNER_NODE};
 use reeve_abi::conntrack as ct;
-use reeve_abi::edge::{EdgeKey, EdgeValue};
+use reeve_abi::edge::{EDGE_BANK, EDGE_OTHER_PROTOCOL, EDGE_OVERFLOW, EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::stats;
@@ -15,6 +17,9 @@ use reeve_abi::stats;
 #[inline(never)]
 pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
     let (flow, now_ns) = (&s.flow, s.now_ns);
+    if connections == 0 && flow.packets[0] == flow.flushed_packets[0] && flow.packets[1] == flow.flushed_packets[1] {
+        return; // nothing to add
+    }
     s.edge_key = EdgeKey {
         subject: s.endpoint.workload,
         identity: flow.own_identity,
@@ -23,7 +28,7 @@ pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
         decision: flow.decision,
         revision: flow.revision,
         service: u32::from(s.packet.protocol) << 16 | flow.port & 0xffff,
-        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | (s.config.edges_bank & 1) << 16,
+        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | ((s.config.edges_bank & 1) * EDGE_BANK),
     };
     s.edge = EdgeValue {
         connections,
@@ -35,28 +40,63 @@ pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
         first_ns: now_ns,
         last_ns: now_ns,
     };
-    let row = match env.edge(&s.edge_key) {
+    if let Some(row) = env.edge(&s.edge_key) {
+        return add(env, row, &s.edge);
+    }
+    if env.put_edge(&s.edge_key, &s.edge) {
+        return;
+    }
+    match env.edge(&s.edge_key) {
+        Some(row) => add(env, row, &s.edge), // another CPU was first
+        None => overflowed(env, s),
+    }
+}
+
+/// Counts what has no room in `EDGES` in the row that is reserved for its endpoint, direction, verdict and decision.
+#[inline(never)]
+fn overflowed<E: Env>(env: &E, s: &mut Scratch) {
+    let protocol = match s.packet.protocol {
+        protocol::ICMP | protocol::TCP | protocol::UDP | protocol::ICMPV6 | protocol::SCTP => {
+            u32::from(s.packet.protocol)
+        }
+        _ => EDGE_OTHER_PROTOCOL,
+    };
+    s.edge_key = EdgeKey {
+        subject: s.edge_key.subject,
+        identity: s.edge_key.identity,
+        decision: s.edge_key.decision,
+        service: protocol << 16,
+        kind: s.edge_key.kind | EDGE_OVERFLOW,
+        ..EdgeKey::default()
+    };
+    let row = match env.overflow(&s.edge_key) {
         Some(row) => row,
         None => {
-            if env.put_edge(&s.edge_key, &s.edge) {
-                return;
+            if env.put_overflow(&s.edge_key, &s.edge) {
+                return env.count(stats::EDGES_OVERFLOWED);
             }
-            match env.edge(&s.edge_key) {
-                Some(row) => row, // another CPU was first
+            match env.overflow(&s.edge_key) {
+                Some(row) => row,
                 None => return env.count(stats::EDGES_LOST),
             }
         }
     };
+    env.count(stats::EDGES_OVERFLOWED);
+    add(env, row, &s.edge);
+}
+
+#[inline(always)]
+fn add<E: Env>(env: &E, row: NonNull<EdgeValue>, more: &EdgeValue) {
     let row = row.as_ptr();
     // SAFETY: the pointer comes from the map and is valid for the run of the program (`Env`); fields are added to
     // atomically or are plain stores of a later time.
     unsafe {
-        env.add(&raw mut (*row).connections, connections);
-        env.add(&raw mut (*row).packets[0], s.edge.packets[0]);
-        env.add(&raw mut (*row).packets[1], s.edge.packets[1]);
-        env.add(&raw mut (*row).bytes[0], s.edge.bytes[0]);
-        env.add(&raw mut (*row).bytes[1], s.edge.bytes[1]);
-        (*row).last_ns = now_ns;
+        env.add(&raw mut (*row).connections, more.connections);
+        env.add(&raw mut (*row).packets[0], more.packets[0]);
+        env.add(&raw mut (*row).packets[1], more.packets[1]);
+        env.add(&raw mut (*row).bytes[0], more.bytes[0]);
+        env.add(&raw mut (*row).bytes[1], more.bytes[1]);
+        (*row).last_ns = more.last_ns;
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: a packet that the walk does not understand, or whose state it cannot read whole, is dropped; a frame of
 //! an interface without endpoint is not ours and goes on.
 
+use crate::budget;
 use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::fragment::ports_of_fragment;
@@ -544,9 +545,11 @@ fn arriving<E: Env>(env: &E, s: &mut Scratch) -> u32 {
     ct::FLOW_MASQUERADED
 }
 
-/// Judges a packet without flow; 1: let through.
+/// Judges a packet without flow: `s.ruling`, and in `s.flow` the direction in which it was judged, the port that rules
+/// speak of, and `FLOW_*` bits; 1: it is only judged where its destination is known. A call of its own: its stack is not
+/// there while the outcome is told.
 #[inline(never)]
-pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let port = flow::judged_port(&s.packet);
     let mut direction = hook.direction();
     let mut flags = 0;
@@ -555,12 +558,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         Hook::FromPod => {
             s.peer = judge::peer(env, &s.key.remote);
             if pending::may_be_rewritten(&s.peer, s) {
-                replace(env, hook, s);
-                if pending::open(env, s) == 1 {
-                    return 1;
-                }
-                deny(env, hook, s);
-                return 0;
+                return 1;
             }
         }
         Hook::ToPod => flags = arriving(env, s),
@@ -589,26 +587,54 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             || s.packet.is_icmp() && flow::icmp_query(&s.packet) == Some(false);
         if s.packet.protocol == parse::protocol::TCP && answer {
             flags |= ct::FLOW_PICKED_UP;
-            if !s.ruling.allows() && s.packet.tcp_flags & parse::tcp::SYN == 0 {
-                // Perhaps the middle of a connection that the other side opened.
-                let own_port = (s.key.ports >> 16 & 0xffff) as u16;
-                let from = if matches!(hook, Hook::ToPod) { s.packet.source_port } else { own_port };
-                let other = if matches!(hook, Hook::HostIn) {
-                    // What the own node opened is let in whatever policies say.
-                    flags |= ct::FLOW_OWN_NODE;
-                    Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }
-                } else {
-                    let opposite = flow::opposite(direction);
-                    judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from)
-                };
-                if other.allows() {
-                    s.ruling = other;
-                    direction = flow::opposite(direction);
-                    judged = from;
+        }
+        let middle = flags & ct::FLOW_PICKED_UP != 0 && s.packet.tcp_flags & parse::tcp::SYN == 0;
+        let mixed = s.config.mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
+        if !s.ruling.allows()
+            && (middle || mixed)
+            && let Some(opened) = flow::opposite_port(&s.packet)
+        {
+            // Perhaps the middle of a connection that the other side opened.
+            let translated = !matches!(hook, Hook::ToPod) && s.packet.has_ports();
+            let from = if translated { (s.key.ports >> 16 & 0xffff) as u16 } else { opened };
+            let other = if matches!(hook, Hook::HostIn) {
+                // What the own node opened is let in whatever policies say.
+                flags |= ct::FLOW_OWN_NODE;
+                Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }
+            } else {
+                let opposite = flow::opposite(direction);
+                judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from)
+            };
+            if other.allows() {
+                s.ruling = other;
+                direction = flow::opposite(direction);
+                judged = from;
+                if !middle {
+                    env.count(stats::EITHER_ORIENTATION);
                 }
             }
         }
     }
+    s.flow.direction = direction;
+    s.flow.port = u32::from(judged);
+    s.flow.flags = flags;
+    0
+}
+
+/// Judges a packet without flow; 1: let through.
+#[inline(never)]
+pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    if decide(env, hook, s) == 1 {
+        replace(env, hook, s);
+        if pending::open(env, s) == 1 {
+            return 1;
+        }
+        deny(env, hook, s);
+        return 0;
+    }
+    let direction = s.flow.direction;
+    let judged = s.flow.port;
+    let mut flags = s.flow.flags;
     let rewritten = s.seen.service != Address::default();
     if hook.settles() {
         if direction == DIRECTION_EGRESS && (rewritten || pending::to_group(&s.packet)) {
@@ -636,33 +662,47 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let original = direction == hook.direction();
     let counted = u64::from(env.segments());
     let bytes = u64::from(s.packet.bytes);
-    s.flow = FlowValue {
-        decision: s.ruling.decision,
-        revision: s.endpoint.head_revision,
-        peer_workload: s.peer.workload,
-        peer_identity: s.peer.identity,
-        own_identity: s.endpoint.identity,
-        first_ns: s.now_ns,
-        last_ns: s.now_ns,
-        flushed_ns: s.now_ns,
-        packets: if original { [counted, 0] } else { [0, counted] },
-        bytes: if original { [bytes, 0] } else { [0, bytes] },
-        flushed_packets: if original { [counted, 0] } else { [0, counted] },
-        flushed_bytes: if original { [bytes, 0] } else { [0, bytes] },
-        address_epoch: s.config.address_epoch,
-        real: s.seen.real,
-        service: s.seen.service,
-        direction,
-        verdict: VERDICT_ALLOW,
-        flags: flags | flow::seen(&s.packet, original) | if s.peer.unknown != 0 { ct::FLOW_PEER_UNKNOWN } else { 0 },
-        port: u32::from(judged),
-        arrives_by: if direction == DIRECTION_INGRESS && original { env.ingress_ifindex().wrapping_add(1) } else { 0 },
-        rewritten_ports: s.seen.ports,
-    };
+    // Field by field: a value made whole would lie on the stack first.
+    zero(&mut s.flow);
+    s.flow.decision = s.ruling.decision;
+    s.flow.revision = s.endpoint.head_revision;
+    s.flow.peer_workload = s.peer.workload;
+    s.flow.peer_identity = s.peer.identity;
+    s.flow.own_identity = s.endpoint.identity;
+    s.flow.first_ns = s.now_ns;
+    s.flow.last_ns = s.now_ns;
+    s.flow.flushed_ns = s.now_ns;
+    if original {
+        s.flow.packets[0] = counted;
+        s.flow.bytes[0] = bytes;
+        s.flow.flushed_packets[0] = counted;
+        s.flow.flushed_bytes[0] = bytes;
+    } else {
+        s.flow.packets[1] = counted;
+        s.flow.bytes[1] = bytes;
+        s.flow.flushed_packets[1] = counted;
+        s.flow.flushed_bytes[1] = bytes;
+    }
+    s.flow.address_epoch = s.config.address_epoch;
+    s.flow.real = s.seen.real;
+    s.flow.service = s.seen.service;
+    s.flow.rewritten_ports = s.seen.ports;
+    s.flow.direction = direction;
+    s.flow.verdict = VERDICT_ALLOW;
+    s.flow.flags = flags | flow::seen(&s.packet, original);
+    if s.peer.unknown != 0 {
+        s.flow.flags |= ct::FLOW_PEER_UNKNOWN;
+    }
+    s.flow.port = judged;
+    if direction == DIRECTION_INGRESS && original {
+        s.flow.arrives_by = env.ingress_ifindex().wrapping_add(1);
+    }
     if matches!(hook, Hook::ToPod) && original && mark::from_pod(env, env.ingress_ifindex()) {
         s.flow.flags |= ct::FLOW_ARRIVES_MARKED;
     }
-    if !env.put_flow(&s.key, &s.flow) {
+    // One that was sent on to be judged took its room where it was sent.
+    let room = hook.settles() || budget::take(env, s.endpoint.workload);
+    if !room || !env.put_flow(&s.key, &s.flow) {
         // Without the entry nobody could tell its replies from new flows.
         env.count(stats::FLOWS_LOST);
         s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);

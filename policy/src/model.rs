@@ -304,6 +304,7 @@ pub enum DefaultDecider {
     Reply,
     RelatedIcmp,
     NeighbourDiscovery,
+    EstablishedBefore,
     MalformedPacket,
     SpoofedSource,
     NotReady,

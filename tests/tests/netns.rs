@@ -1,10 +1,18 @@
 //! Real sockets between pods under a running agent: what the socket saw, the records and the oracle agree.
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 
+#[path = "netns/before.rs"]
+mod before;
 #[path = "netns/changes.rs"]
 mod changes;
+#[path = "netns/clsact.rs"]
+mod clsact;
+#[path = "netns/drift.rs"]
+mod drift;
 #[path = "netns/input.rs"]
 mod input;
+#[path = "netns/interfaces.rs"]
+mod interfaces;
 #[path = "netns/life.rs"]
 mod life;
 #[path = "netns/marks.rs"]
@@ -19,6 +27,12 @@ mod origin;
 mod packets;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/room.rs"]
+mod room;
+#[path = "netns/upgrade.rs"]
+mod upgrade;
+#[path = "netns/windows.rs"]
+mod windows;
 
 use reeve_tests::require::{Capability, skip_unless};
 

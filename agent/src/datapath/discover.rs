@@ -52,10 +52,10 @@ pub enum Place {
 }
 
 /// The links of this network namespace at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links(BTreeMap<u32, Link>);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Link {
     name: String,
     kind: Option<InfoKind>,
@@ -106,6 +106,11 @@ impl Links {
             .filter(|(ifindex, link)| !link.loopback && !pods.contains(ifindex) && !bridges.contains(ifindex))
             .map(|(ifindex, link)| (*ifindex, Uplink { name: link.name.clone(), header_bytes: link.header_bytes }))
             .collect()
+    }
+
+    /// The indexes of all.
+    pub fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
     }
 
     /// Whether the interface is there.

@@ -1,7 +1,8 @@
 //! Loads the programs, with the maps that are pinned already or new ones.
 
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
-use aya::maps::{Map, MapData, MapInfo, RingBuf};
+use super::migrate::{self, Aside};
+use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub const FROM_POD: &str = "reeve_from_pod";
 /// Program at TC egress of a pod's host-side device.
 pub const TO_POD: &str = "reeve_to_pod";
+/// Program that drops everything, for the moment in which the others are put in order.
+pub const HOLD: &str = "reeve_hold";
 
 /// Program at TC egress of devices that are no pod's.
 pub const UPLINK: &str = "reeve_uplink";
@@ -76,8 +79,8 @@ pub struct Loaded {
     pub maps: Maps,
     pub(super) programs: Ebpf,
     events: Option<RingBuf<MapData>>,
-    /// Maps whose pin had another shape and was moved away.
-    pub replaced_maps: Vec<&'static str>,
+    /// Maps of an earlier agent that had another layout and were moved away.
+    pub aside: Vec<Aside>,
     /// Whether policy maps were found pinned.
     pub adopted: Adopted,
 }
@@ -97,7 +100,7 @@ impl Loaded {
         if object.is_empty() {
             return Err(LoadError::NoObject);
         }
-        let mut replaced = Vec::new();
+        let mut aside = Vec::new();
         let mut adopted = Adopted::Nothing;
         let mut loader = EbpfLoader::new();
         for (name, entries) in capacities {
@@ -106,27 +109,17 @@ impl Loaded {
         if let Pins::Directory(directory) = pins {
             std::fs::create_dir_all(directory)
                 .map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))?;
-            let declared = declarations(object, capacities)?;
-            let old_abi = set_aside_other_abi(directory, &mut replaced)?;
-            for &name in PINNED {
-                let path = directory.join(name);
-                if !old_abi && path.exists() {
-                    if matches_declaration(&path, declared.get(name)) {
-                        adopted = Adopted::Maps;
-                    } else {
-                        set_aside(&path)?;
-                        replaced.push(name);
-                    }
-                }
-                loader.map_pin_path(name, path);
+            aside = migrate::set_aside(directory, &declarations(object, capacities)?)?;
+            // While policy maps of an earlier layout are there, the new ones may not be whole.
+            if directory.join("ENDPOINTS").exists() && !aside.iter().any(Aside::is_policy) {
+                adopted = Adopted::Maps;
             }
-            // A fresh set of policy maps beside an old `ENDPOINTS` would deny with rows missing: start them together.
-            if replaced.iter().any(|name| !matches!(*name, "FLOWS" | "DENIED" | "EDGES" | "FRAGMENTS" | "STATS")) {
-                adopted = Adopted::Nothing;
+            for &name in PINNED {
+                loader.map_pin_path(name, directory.join(name));
             }
         }
         let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
-        for name in [FROM_POD, TO_POD, UPLINK, UPLINK_IN] {
+        for name in [FROM_POD, TO_POD, HOLD, UPLINK, UPLINK_IN] {
             let program = classifier(&mut programs, name)?;
             patiently(|| program.load()).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
         }
@@ -140,10 +133,11 @@ impl Loaded {
             None => return Err(LoadError::Missing { kind: "map", name: EVENTS }),
         };
         let maps = open(&programs)?;
-        if maps.config.get(&0)?.is_none_or(|config| config.abi_version != reeve_abi::ABI_VERSION) {
+        // 0: it is new, or the agent before us ended between creating and writing it.
+        if maps.config.get(&0)?.is_none_or(|config| config.abi_version == 0) {
             maps.config.put(&0, &Config::DEFAULT)?;
         }
-        Ok(Self { maps, programs, events: Some(events), replaced_maps: replaced, adopted })
+        Ok(Self { maps, programs, events: Some(events), aside, adopted })
     }
 
     /// The ring buffer; there is one reader.
@@ -218,14 +212,14 @@ fn cgroup_program(programs: &mut Ebpf) -> Result<&mut CgroupSkb, LoadError> {
     }
 }
 
-fn pin_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> LoadError {
+pub(super) fn pin_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> LoadError {
     let path = path.to_owned();
     move |source| LoadError::Pin { path, what, source }
 }
 
 /// Type, key size, value size, entries and flags of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape([u32; 5]);
+pub(super) struct Shape(pub(super) [u32; 5]);
 
 fn declarations(object: &[u8], capacities: &BTreeMap<String, u32>) -> Result<BTreeMap<String, Shape>, LoadError> {
     let object = aya_obj::Object::parse(object).map_err(|error| LoadError::Object { what: error.to_string() })?;
@@ -240,51 +234,6 @@ fn declarations(object: &[u8], capacities: &BTreeMap<String, u32>) -> Result<BTr
         .collect())
 }
 
-fn matches_declaration(path: &Path, declared: Option<&Shape>) -> bool {
-    let (Ok(info), Some(declared)) = (MapInfo::from_pin(path), declared) else { return false };
-    let Ok(map_type) = info.map_type() else { return false };
-    *declared == Shape([map_type as u32, info.key_size(), info.value_size(), info.max_entries(), info.map_flags()])
-}
-
-/// Moves every pin away if the pinned `CONFIG` was written by another layout of `reeve-abi`.
-fn set_aside_other_abi(directory: &Path, replaced: &mut Vec<&'static str>) -> Result<bool, LoadError> {
-    let path = directory.join("CONFIG");
-    if !path.exists() {
-        return Ok(false);
-    }
-    let Ok(data) = MapData::from_pin(&path) else { return Ok(false) };
-    let Ok(info) = data.info() else { return Ok(false) };
-    if info.value_size() as usize != size_of::<Config>() || info.key_size() != 4 {
-        return Ok(false);
-    }
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(pin_error(&path, "cannot be opened"))?;
-    let config: Table<u32, Config> = Table::new("CONFIG", fd, info.max_entries(), Batches::Unknown);
-    // 0: the agent before us ended between creating the map and writing it.
-    let version = config.get(&0)?.map_or(0, |config| config.abi_version);
-    if version == reeve_abi::ABI_VERSION || version == 0 {
-        return Ok(false);
-    }
-    for &name in PINNED {
-        let path = directory.join(name);
-        if path.exists() {
-            set_aside(&path)?;
-            replaced.push(name);
-        }
-    }
-    Ok(true)
-}
-
-/// Renames a pin out of the way: programs still attached go on using its map until they are replaced.
-fn set_aside(path: &Path) -> Result<(), LoadError> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push("-replaced");
-    let aside = PathBuf::from(aside);
-    if aside.exists() {
-        std::fs::remove_file(&aside).map_err(pin_error(&aside, "cannot be removed"))?;
-    }
-    std::fs::rename(path, &aside).map_err(pin_error(path, "has another layout and cannot be moved away"))
-}
-
 fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
     Ok(Maps {
         endpoints: table(programs, "ENDPOINTS")?,
@@ -297,8 +246,10 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
         ports: table(programs, "PORTS")?,
         ranges: table(programs, "RANGES")?,
         flows: table(programs, "FLOWS")?,
+        budgets: table(programs, "BUDGETS")?,
         denied: table(programs, "DENIED")?,
         edges: table(programs, "EDGES")?,
+        overflow: table(programs, "OVERFLOW")?,
         fragments: table(programs, "FRAGMENTS")?,
         config: table(programs, "CONFIG")?,
         stats: {
@@ -328,7 +279,7 @@ fn table<K: Pod, V: Pod>(programs: &Ebpf, name: &'static str) -> Result<Table<K,
         Ok(aya::maps::MapType::Hash | aya::maps::MapType::LruHash) => Batches::Known,
         _ => Batches::Unknown,
     };
-    Ok(Table::new(name, clone_fd(data, name)?, info.max_entries(), batches))
+    Ok(Table::new(name, clone_fd(data, name)?, info.id(), info.max_entries(), batches))
 }
 
 fn clone_fd(data: &MapData, name: &'static str) -> Result<std::os::fd::OwnedFd, LoadError> {

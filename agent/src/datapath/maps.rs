@@ -5,7 +5,7 @@ use super::syscall;
 use bytemuck::Pod;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
-use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
+use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
@@ -28,8 +28,10 @@ pub const PINNED: &[&str] = &[
     "PORTS",
     "RANGES",
     "FLOWS",
+    "BUDGETS",
     "DENIED",
     "EDGES",
+    "OVERFLOW",
     "FRAGMENTS",
     "STATS",
     "CONFIG",
@@ -65,6 +67,7 @@ impl MapError {
 pub struct Table<K, V> {
     name: &'static str,
     fd: OwnedFd,
+    id: u32,
     capacity: u32,
     batches: Batches,
     types: PhantomData<fn(K) -> V>,
@@ -78,13 +81,18 @@ pub(super) enum Batches {
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
-    pub(super) fn new(name: &'static str, fd: OwnedFd, capacity: u32, batches: Batches) -> Self {
-        Self { name, fd, capacity, batches, types: PhantomData }
+    pub(super) fn new(name: &'static str, fd: OwnedFd, id: u32, capacity: u32, batches: Batches) -> Self {
+        Self { name, fd, id, capacity, batches, types: PhantomData }
     }
 
     /// Map name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The kernel's number of this very map.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// `max_entries` of the map.
@@ -112,6 +120,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Inserts or replaces.
     pub fn put(&self, key: &K, value: &V) -> Result<(), MapError> {
         syscall::update(self.fd(), key, value).map_err(self.failed("update"))
+    }
+
+    /// Inserts what is not there yet; what is stays as it is.
+    pub fn put_new(&self, key: &K, value: &V) -> Result<(), MapError> {
+        match syscall::insert(self.fd(), key, value) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result.map_err(self.failed("insert")),
+        }
     }
 
     /// Deletes; absent is fine.
@@ -170,17 +186,32 @@ impl PerCpu {
         Self { fd, cpus }
     }
 
+    /// Adds another map's counters, CPU by CPU, as far as both have them.
+    pub(super) fn add(&self, other: &PerCpu, counters: u32) -> Result<(), MapError> {
+        for index in 0..counters {
+            let (mut ours, theirs) = (self.values(index)?, other.values(index)?);
+            ours.iter_mut().zip(theirs).for_each(|(ours, theirs)| *ours = ours.wrapping_add(theirs));
+            syscall::write(self.fd.as_fd(), &index, bytemuck::cast_slice(&ours), 0).map_err(stats_error("update"))?;
+        }
+        Ok(())
+    }
+
+    /// One counter, CPU by CPU.
+    fn values(&self, index: u32) -> Result<Vec<u64>, MapError> {
+        let mut values = vec![0_u64; self.cpus];
+        syscall::lookup(self.fd.as_fd(), &index, bytemuck::cast_slice_mut(&mut values))
+            .map_err(stats_error("look-up"))?;
+        Ok(values)
+    }
+
     /// Sum over all CPUs of one counter.
     pub fn sum(&self, index: u32) -> Result<u64, MapError> {
-        let mut values = vec![0_u64; self.cpus];
-        syscall::lookup(self.fd.as_fd(), &index, bytemuck::cast_slice_mut(&mut values)).map_err(|source| MapError {
-            map: "STATS",
-            operation: "look-up",
-            capacity: reeve_abi::stats::COUNT,
-            source,
-        })?;
-        Ok(values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value)))
+        Ok(self.values(index)?.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value)))
     }
+}
+
+fn stats_error(operation: &'static str) -> impl FnOnce(io::Error) -> MapError {
+    move |source| MapError { map: "STATS", operation, capacity: reeve_abi::stats::COUNT, source }
 }
 
 /// All maps.
@@ -197,8 +228,10 @@ pub struct Maps {
     pub ports: Table<PortKey, PortValue>,
     pub ranges: Table<RangeKey, PortValue>,
     pub flows: Table<FlowKey, FlowValue>,
+    pub budgets: Table<u64, BudgetValue>,
     pub denied: Table<FlowKey, DeniedValue>,
     pub edges: Table<EdgeKey, EdgeValue>,
+    pub overflow: Table<EdgeKey, EdgeValue>,
     pub fragments: Table<FragmentKey, FragmentValue>,
     pub config: Table<u32, Config>,
     pub stats: PerCpu,
@@ -218,7 +251,7 @@ pub struct Occupancy {
 impl Maps {
     /// Rows of the maps that the reconciler fills are known to it; these are the ones that only reading tells.
     pub fn traffic_occupancy(&self) -> Result<Vec<Occupancy>, MapError> {
-        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?])
+        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?, occupancy(&self.overflow)?])
     }
 }
 

@@ -4,6 +4,7 @@
 //! `SERVICES` and `CONFIG`.
 
 use super::discover::Device;
+use super::grace::grace;
 use super::maps::{MapError, Maps, Table};
 use bytemuck::Pod;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
@@ -23,7 +24,7 @@ pub type Interfaces = BTreeMap<WorkloadId, Device>;
 
 /// Carries out the operations. With an error those before the failing one are done, and the rest is not: the caller
 /// reads the maps back ([`super::adopt::read`]) and plans anew.
-pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), MapError> {
+pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces, known: Known) -> Result<(), MapError> {
     let mut rest = ops.iter().peekable();
     let mut flipped = false;
     while let Some(op) = rest.peek() {
@@ -71,7 +72,7 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces) -> Result<(), Map
             }
             Op::PutEndpoint(workload, image) => {
                 if let Some(device) = interfaces.get(workload) {
-                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device))?;
+                    maps.endpoints.put(&device.ifindex, &endpoint_row(*workload, image, device, known))?;
                 }
                 rest.next();
             }
@@ -96,20 +97,36 @@ fn is_removal(op: &Op) -> bool {
     matches!(op, DeletePort(_) | DeleteRange(_) | DeletePeer(_) | DeleteClass(_) | DeleteNetwork(_) | DeleteAddress(_))
 }
 
-/// Waits until every program that may still hold an endpoint's old row has ended: what that row refers to goes away
-/// next. `MEMBARRIER_CMD_GLOBAL` waits for a grace period of RCU, under which programs run.
-fn grace() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: takes numbers only.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // A kernel without it (or with isolated CPUs): programs run for microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(1));
+/// Whether the kernel knows every address that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It does.
+    All,
+    /// Some have no room: selected endpoints deny whoever is not known.
+    Some,
+}
+
+impl Known {
+    /// The bit of an endpoint's row.
+    fn flag(self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Some => ENDPOINT_ADDRESSES_INCOMPLETE,
+        }
     }
 }
 
+/// Says at every endpoint whether all addresses are known.
+pub fn set_known(maps: &Maps, known: Known) -> Result<(), MapError> {
+    for (ifindex, row) in maps.endpoints.read()? {
+        let flags = row.flags & !ENDPOINT_ADDRESSES_INCOMPLETE | known.flag();
+        maps.endpoints.put(&ifindex, &EndpointValue { flags, ..row })?;
+    }
+    Ok(())
+}
+
 /// The kernel's row of an endpoint on an interface whose programs are attached.
-pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, device: &Device) -> EndpointValue {
+pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, device: &Device, known: Known) -> EndpointValue {
     let ready = if image.ready { ENDPOINT_READY } else { 0 };
     let incomplete = if image.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
     let [v4, v6] = image.contested;
@@ -119,7 +136,7 @@ pub fn endpoint_row(workload: WorkloadId, image: &EndpointImage, device: &Device
         tail_ifindex: device.ifindex,
         head_revision: image.revision,
         tail_revision: image.revision,
-        flags: ready | incomplete | contested | ENDPOINT_MARKS,
+        flags: ready | incomplete | contested | known.flag() | ENDPOINT_MARKS,
         workload,
         identity: image.identity,
         policies: image.policies,

@@ -13,6 +13,8 @@ const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
+/// Flag of an update.
+const BPF_NOEXIST: u64 = 1;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
@@ -116,10 +118,21 @@ pub(super) fn lookup<K: Pod>(fd: BorrowedFd<'_>, key: &K, value: &mut [u8]) -> i
 
 /// Inserts or replaces.
 pub(super) fn update<K: Pod, V: Pod>(fd: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    write(fd, key, bytemuck::bytes_of(value), 0)
+}
+
+/// Inserts; `EEXIST` if the key is there.
+pub(super) fn insert<K: Pod, V: Pod>(fd: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    write(fd, key, bytemuck::bytes_of(value), BPF_NOEXIST)
+}
+
+/// `value` has the map's value size (all CPUs for per-CPU maps).
+pub(super) fn write<K: Pod>(fd: BorrowedFd<'_>, key: &K, value: &[u8], flags: u64) -> io::Result<()> {
     let mut attributes = Element {
         map_fd: fd_number(fd),
         key: address(std::ptr::from_ref(key)),
-        value_or_next: address(std::ptr::from_ref(value)),
+        value_or_next: address(value.as_ptr()),
+        flags,
         ..Element::default()
     };
     bpf(MAP_UPDATE_ELEM, &mut attributes)

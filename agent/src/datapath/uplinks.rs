@@ -3,43 +3,45 @@
 //! Invariant: a bridge gets rid of these programs before the first pod behind it is marked, a pod's own device only
 //! after its own programs are on it.
 
-use super::attach::{self, AttachError};
+use super::attach::{self, AttachError, Hook, Mechanism, Repair, clsact, tcx};
 use super::discover::Uplink;
 use super::load::{HOST_IN, Loaded, UPLINK, UPLINK_IN};
 use super::syscall;
-use aya::programs::links::{CgroupAttachMode, FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
 use aya::programs::{CgroupSkbAttachType, TcAttachType};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-/// The two ends of a device's traffic: program, name in the pin, where it is attached.
-const HOOKS: [(&str, &str, TcAttachType); 2] =
-    [(UPLINK, "out", TcAttachType::Egress), (UPLINK_IN, "in", TcAttachType::Ingress)];
+/// The two ends of a device's traffic.
+pub(super) const HOOKS: [Hook; 2] = [
+    Hook { program: UPLINK, side: "out", at: TcAttachType::Egress },
+    Hook { program: UPLINK_IN, side: "in", at: TcAttachType::Ingress },
+];
 /// The pin of the cgroup's link.
 const HOST_PIN: &str = "host-in";
 
 /// Whether a pin's name is one of those made here.
 pub fn is_pin(name: &str) -> bool {
     let side = name.split_once('-').filter(|(ifindex, _)| ifindex.parse::<u32>().is_ok()).map(|(_, side)| side);
-    name == HOST_PIN || HOOKS.iter().any(|(_, known, _)| side == Some(known))
+    name == HOST_PIN || HOOKS.iter().any(|hook| side == Some(hook.side))
 }
 
-/// Links held, by pin or (in tests) by file descriptor only.
+/// What is held, by pin, as a filter, or (in tests) by file descriptor only.
 #[derive(Debug)]
 pub struct Uplinks {
     directory: Option<PathBuf>,
-    held: BTreeMap<u32, Vec<Held>>,
+    mechanism: Mechanism,
+    held: BTreeMap<u32, Device>,
     host: Option<Host>,
 }
 
+/// A device with both programs. Dropping a link's descriptor detaches it if it is not pinned; filters stay.
 #[derive(Debug)]
-#[allow(dead_code, reason = "dropping the descriptor is what detaches an unpinned link")]
-enum Held {
-    Pinned(PinnedLink),
-    Open(SchedClassifierLink),
+struct Device {
+    name: String,
+    links: BTreeMap<&'static str, FdLink>,
 }
 
 #[derive(Debug)]
@@ -51,8 +53,8 @@ enum Host {
 
 impl Uplinks {
     /// Links pinned in this directory, or not pinned at all.
-    pub fn new(directory: Option<&Path>) -> Self {
-        Self { directory: directory.map(Path::to_owned), held: BTreeMap::new(), host: None }
+    pub fn new(directory: Option<&Path>, mechanism: Mechanism) -> Self {
+        Self { directory: directory.map(Path::to_owned), mechanism, held: BTreeMap::new(), host: None }
     }
 
     /// Devices with both programs.
@@ -65,7 +67,8 @@ impl Uplinks {
         self.host.is_some()
     }
 
-    /// Replaces the programs of pinned links by the loaded ones; pins of devices that are gone are removed.
+    /// Removes pins of devices that are gone, and replaces the programs of the others by the loaded ones; whose they are
+    /// is found out by [`Uplinks::follow`].
     pub fn resume(&mut self, loaded: &mut Loaded) -> Result<(), AttachError> {
         let Some(directory) = self.directory.clone() else { return Ok(()) };
         let file = |source| AttachError::File { path: directory.clone(), source };
@@ -73,15 +76,11 @@ impl Uplinks {
             let entry = entry.map_err(file)?;
             let name = entry.file_name();
             let Some((ifindex, side)) = name.to_str().and_then(|name| name.split_once('-')) else { continue };
-            let Ok(ifindex) = ifindex.parse::<u32>() else { continue };
-            let Some((program, ..)) = HOOKS.iter().find(|(_, name, _)| *name == side) else { continue };
-            match attach::replace(loaded, program, &entry.path())? {
-                Some(link) => self.held.entry(ifindex).or_default().push(Held::Pinned(link)),
-                None => attach::remove(&entry.path())?,
+            let Some(hook) = HOOKS.iter().find(|hook| hook.side == side) else { continue };
+            if ifindex.parse::<u32>().is_ok() && tcx::replace(loaded, *hook, &entry.path())?.is_none() {
+                attach::remove(&entry.path())?;
             }
         }
-        // One side alone is put right by `follow`, which takes its pin over.
-        self.held.retain(|_, links| links.len() == HOOKS.len());
         Ok(())
     }
 
@@ -106,43 +105,53 @@ impl Uplinks {
     }
 
     fn attach(&mut self, loaded: &mut Loaded, interface: &str, ifindex: u32) -> Result<(), AttachError> {
-        let mut links = Vec::new();
-        for (program, side, attach_type) in HOOKS {
-            let path = self.directory.as_ref().map(|directory| directory.join(format!("{ifindex}-{side}")));
-            if let Some(path) = &path
-                && path.exists()
-            {
-                if let Some(link) = attach::replace(loaded, program, path)? {
-                    links.push(Held::Pinned(link));
-                    continue;
+        let mut device = Device { name: interface.to_owned(), links: BTreeMap::new() };
+        for hook in HOOKS {
+            let path = self.pin(ifindex, hook);
+            match self.mechanism {
+                Mechanism::Clsact => {
+                    clsact::attach(loaded, hook, interface, ifindex)?;
+                    // An agent that used links may have been here: its programs go when ours stand.
+                    path.as_deref().map_or(Ok(()), attach::remove)?;
                 }
-                attach::remove(path)?;
+                Mechanism::Tcx => {
+                    let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
+                    clsact::detach(interface, hook)?;
+                    device.links.insert(hook.side, link);
+                }
             }
-            let failed = |source| AttachError::Program {
-                interface: interface.to_owned(),
-                ifindex,
-                program,
-                source: Box::new(source),
-            };
-            let classifier = loaded.classifier(program)?;
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let id = classifier.attach_with_options(interface, attach_type, order).map_err(failed)?;
-            let link = classifier.take_link(id).map_err(failed)?;
-            links.push(match path {
-                Some(path) => Held::Pinned(attach::pin(link, &path)?),
-                None => Held::Open(link),
-            });
         }
-        self.held.insert(ifindex, links);
+        self.held.insert(ifindex, device);
         Ok(())
+    }
+
+    fn pin(&self, ifindex: u32, hook: Hook) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{ifindex}-{}", hook.side)))
+    }
+
+    /// Looks whether our programs still stand at the devices, first in their chains, and puts right what is wrong;
+    /// filters are put into their place again.
+    pub fn check(&mut self, loaded: &mut Loaded) -> Vec<(String, Result<Repair, AttachError>)> {
+        let mut done = Vec::new();
+        for (ifindex, device) in &mut self.held {
+            for hook in HOOKS {
+                let pin = self.directory.as_ref().map(|directory| directory.join(format!("{ifindex}-{}", hook.side)));
+                let repaired = device.check(loaded, self.mechanism, *ifindex, hook, pin.as_deref());
+                done.extend(repaired.transpose().map(|result| (device.name.clone(), result)));
+            }
+        }
+        done
     }
 
     /// Takes both programs off a device: it is a pod's now, a bridge of pods, or gone.
     pub fn release(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        self.held.remove(&ifindex);
-        if let Some(directory) = &self.directory {
-            for (_, side, _) in HOOKS {
-                attach::remove(&directory.join(format!("{ifindex}-{side}")))?;
+        let held = self.held.remove(&ifindex);
+        for hook in HOOKS {
+            self.pin(ifindex, hook).as_deref().map_or(Ok(()), attach::remove)?;
+            if let Some(device) = held.as_ref().filter(|device| is_there(&device.name, ifindex))
+                && self.mechanism == Mechanism::Clsact
+            {
+                clsact::detach(&device.name, hook)?;
             }
         }
         Ok(())
@@ -189,6 +198,46 @@ impl Uplinks {
         });
         tracing::info!(cgroup = %cgroup.display(), program = HOST_IN, "cgroup attached");
         Ok(())
+    }
+}
+
+impl Device {
+    fn check(
+        &mut self,
+        loaded: &mut Loaded,
+        mechanism: Mechanism,
+        ifindex: u32,
+        hook: Hook,
+        pin: Option<&Path>,
+    ) -> Result<Option<Repair>, AttachError> {
+        if mechanism == Mechanism::Clsact {
+            let done = clsact::attach(loaded, hook, &self.name, ifindex)?;
+            return Ok((done == clsact::Done::Added).then_some(Repair::Attached));
+        }
+        let standing = tcx::standing(loaded, hook, &self.name, ifindex)?;
+        if standing == tcx::Standing::First {
+            let Some(pin) = pin.filter(|pin| !pin.exists()) else { return Ok(None) };
+            let Some(link) = self.links.remove(hook.side) else { return Ok(None) };
+            self.links.insert(hook.side, tcx::pin(link, pin)?);
+            return Ok(Some(Repair::Pinned));
+        }
+        if standing == tcx::Standing::Missing {
+            self.links.remove(hook.side);
+            pin.map_or(Ok(()), attach::remove)?;
+            let (link, _) = tcx::attach(loaded, hook, &self.name, ifindex, pin)?;
+            self.links.insert(hook.side, link);
+            return Ok(Some(Repair::Attached));
+        }
+        // The kernel has no way to move a link: everything is dropped while ours is made anew.
+        let closed = tcx::close(loaded, hook, &self.name, ifindex)?;
+        self.links.remove(hook.side);
+        pin.map_or(Ok(()), attach::remove)?;
+        tcx::wait_for_release(loaded, hook, &self.name, ifindex)?;
+        let (link, _) = tcx::attach(loaded, hook, &self.name, ifindex, pin)?;
+        self.links.insert(hook.side, link);
+        drop(closed);
+        tcx::wait_until_open(hook, &self.name, ifindex)?;
+        Ok(Some(Repair::First))
     }
 }
 

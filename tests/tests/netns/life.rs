@@ -1,6 +1,6 @@
 //! The agent's life: killed, stopped, started again, started twice, uninstalled.
 
-use reeve_tests::lab::{AgentOptions, Mode, agent_program, until};
+use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
 use reeve_tests::stage::{Stage, WEB, get, shop};
 use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Tcp};
 use std::net::SocketAddr;
@@ -10,24 +10,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// `shop` with an agent that is started with these arguments.
+pub(crate) fn shop_with(name: &str, arguments: &[&str]) -> (Stage, Pod, Pod, Pod) {
+    let mut stage = Stage::new(name, Mode::Routed);
+    let web = stage.pod("web", &[("app", "web")]);
+    let client = stage.pod("client", &[("role", "client")]);
+    let guest = stage.pod("guest", &[]);
+    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    stage.start_with(AgentOptions { arguments, ..AgentOptions::default() });
+    (stage, web, client, guest)
+}
+
 /// Runs the agent's program to its end, with the node's directories.
-fn run(stage: &Stage, arguments: &[&str]) -> Output {
+pub(crate) fn run(stage: &Stage, arguments: &[&str]) -> Output {
     let node = &stage.node;
     let mut command = Command::new(agent_program().expect("a program"));
     command.args(arguments).arg("--bpffs").arg(node.bpffs()).arg("--run-dir").arg(node.run_directory());
     command.arg("--state-dir").arg(node.state_directory());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    node.spawn(&mut command).expect("started").wait_with_output().expect("ended")
+    command.stdin(Stdio::null());
+    node.netns().run(|| command.output()).expect("entered").expect("ran")
 }
 
 /// A connection that is used without a pause, until it is asked whether it ever broke.
-struct Flow {
+pub(crate) struct Flow {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64, NoAnswer>>,
 }
 
 impl Flow {
-    fn start(mut connection: Tcp) -> Self {
+    pub(crate) fn start(mut connection: Tcp) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -42,7 +54,7 @@ impl Flow {
     }
 
     #[track_caller]
-    fn check_unbroken(self) {
+    pub(crate) fn check_unbroken(self) {
         self.stop.store(true, Ordering::Relaxed);
         let exchanges = self.thread.join().expect("no panic").expect("no exchange went wrong");
         assert!(exchanges > 100, "{exchanges} exchanges are hardly traffic");

@@ -2,7 +2,9 @@
 
 use crate::env::Action::{Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, WORLD, World, decided, ports};
+use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::decision;
+use reeve_abi::edge::{EDGE_BANK, EDGE_OVERFLOW};
 use reeve_abi::event::EVENT_DENIED;
 use reeve_abi::ids::ClassId;
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
@@ -118,12 +120,51 @@ fn the_bank_in_the_settings_is_the_one_that_is_written() {
 }
 
 #[test]
-fn an_edge_that_does_not_fit_is_counted_as_lost_and_judged_all_the_same() {
+fn an_edge_that_does_not_fit_is_counted_in_the_row_reserved_for_its_decision() {
     let mut world = world();
     world.host.edges.has_room.set(false);
+    world.host.config.as_mut().unwrap().edges_bank = 1;
+    for port in 1..=40 {
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, port)), Continue);
+        assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(port, 54), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&WORLD.to(POD, true).tcp(port, 54, "S"), UPLINK), Drop);
+    }
+    let rows = world.host.overflow.all();
+    let told: Vec<_> = rows.iter().map(|(key, value)| (key.decision, key.service >> 16, value.packets[0])).collect();
+    assert_eq!(told, [(decided(false, 1), 6, 40), (decided(false, 1), 17, 40), (decided(true, 3), 17, 40)]);
+    for (key, value) in rows {
+        assert_eq!((key.subject, key.peer.0, key.service & 0xffff), (POD.workload(), 0, 0));
+        assert_eq!((key.kind & (EDGE_BANK | EDGE_OVERFLOW), value.connections), (EDGE_BANK | EDGE_OVERFLOW, 40));
+    }
+    assert_eq!((world.host.stat(stats::EDGES_OVERFLOWED), world.host.stat(stats::EDGES_LOST)), (120, 0));
+}
+
+#[test]
+fn a_count_without_any_row_is_counted_as_lost_and_the_packet_judged_all_the_same() {
+    let mut world = world();
+    world.host.edges.has_room.set(false);
+    world.host.overflow.has_room.set(false);
     assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 53)), Continue);
     assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(1, 54), UPLINK), Drop);
     assert_eq!(world.host.stat(stats::EDGES_LOST), 2);
+}
+
+#[test]
+fn a_pod_that_has_used_up_its_share_opens_nothing_more_and_keeps_what_it_has() {
+    let mut world = world();
+    world.host.budgets.put(&POD.workload(), &BudgetValue { used: 0, limit: 3 });
+    for port in 1..=3 {
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(port, 53)), Continue);
+    }
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(4, 53)), Drop);
+    let told = world.events().pop().expect("the denial is told");
+    assert_eq!((told.kind, told.decision), (EVENT_DENIED, decision::FLOW_TABLE_FULL));
+    assert_eq!(world.host.stat(stats::FLOW_BUDGET), 1);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(3, 53)), Continue, "a flow that it has goes on");
+    // The agent has counted anew.
+    world.host.budgets.put(&POD.workload(), &BudgetValue { used: 2, limit: 3 });
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(4, 53)), Continue);
+    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(5, 53)), Drop);
 }
 
 #[test]

@@ -56,6 +56,33 @@ fn a_reply_passes_where_the_same_packet_without_its_flow_is_denied() {
 }
 
 #[test]
+fn an_answer_without_its_flow_passes_and_is_counted_while_two_generations_are_attached() {
+    for v6 in [false, true] {
+        let (out, back) = (POD.to(REMOTE, v6), REMOTE.to(POD, v6));
+        let answers = [back.udp(53, 40_000), back.tcp(443, 40_001, "S."), back.pong(7)];
+        for answer in &answers {
+            let mut world = closed_inwards();
+            assert_eq!(world.pod_gets(answer, UPLINK), Drop, "control: one generation");
+            world.host.config.as_mut().unwrap().mixed_generations = 1;
+            assert_eq!(world.pod_gets(answer, UPLINK), Continue);
+            let told = world.events().pop().expect("it is told");
+            assert_eq!((told.kind, told.decision, told.direction), (EVENT_OPENED, decided(true, 2), 1));
+            assert_eq!(world.host.stat(stats::EITHER_ORIENTATION), 1);
+        }
+        // What opens a connection, or asks, has one orientation only; and what neither allows stays denied.
+        let mut world = closed_inwards();
+        world.host.config.as_mut().unwrap().mixed_generations = 1;
+        assert_eq!(world.pod_gets(&back.tcp(443, 40_001, "S"), UPLINK), Drop);
+        assert_eq!(world.pod_gets(&back.ping(7), UPLINK), Drop);
+        world.row(2, ClassId(0), decided(false, 2));
+        world.select(1, 2);
+        assert_eq!(world.pod_gets(&answers[0], UPLINK), Drop);
+        assert_eq!(world.pod_sends(&out.udp(1, 2)), Drop);
+        assert_eq!(world.host.stat(stats::EITHER_ORIENTATION), 0);
+    }
+}
+
+#[test]
 fn a_reply_after_the_timeout_is_judged_anew_and_the_end_is_told_once() {
     let mut world = closed_inwards();
     let out = POD.to(REMOTE, false);
