@@ -29,6 +29,7 @@ use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::{mark, stats};
+use reeve_policy::Preview;
 use reeve_policy::engine::Engine;
 use reeve_policy::image::{EndpointImage, mapped};
 use reeve_policy::limits::Limits;
@@ -45,6 +46,9 @@ use std::time::{Duration, Instant};
 
 /// What numbers stand for, shared with those who write records.
 pub type SharedDictionary = Arc<RwLock<Dictionary>>;
+
+/// What staged policies would decide, for those who write records.
+pub type SharedPreview = Arc<RwLock<Preview>>;
 
 /// How often a pod's port is looked for before the agent is ready without it.
 const LOOKS_BEFORE_GIVING_UP: u32 = 20;
@@ -100,6 +104,7 @@ pub struct Enforcer {
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,
     dictionary: SharedDictionary,
+    preview: SharedPreview,
     pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
     /// What the kernel held at start, or after a failed plan: the next plan starts from there.
@@ -206,6 +211,7 @@ impl Enforcer {
             dictionary_file,
             unwritten: Vec::new(),
             dictionary: Arc::new(RwLock::new(Dictionary::load(entries))),
+            preview: Arc::default(),
             handle,
             metrics,
             adopt_first: true,
@@ -254,6 +260,11 @@ impl Enforcer {
     /// The dictionary that records are named from.
     pub fn dictionary(&self) -> SharedDictionary {
         Arc::clone(&self.dictionary)
+    }
+
+    /// The preview that records are told with.
+    pub fn preview(&self) -> SharedPreview {
+        Arc::clone(&self.preview)
     }
 
     /// Reads the facts and makes the kernel enforce them. What fails is a reason not to be ready and is tried again
@@ -353,6 +364,12 @@ impl Enforcer {
         self.metrics.compiled(begun.elapsed());
         self.problems = update.problems;
         self.tell(update.entries)?;
+        let now = self.engine.preview();
+        let mut told = self.preview.write().expect("nobody panics while writing the preview");
+        if !(now.is_empty() && told.is_empty()) {
+            told.clone_from(now);
+        }
+        drop(told);
         Ok(update.plan)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: telling never delays enforcing. What a slow reader or a full disk loses is counted.
 
-use crate::enforcer::SharedDictionary;
+use crate::enforcer::{SharedDictionary, SharedPreview};
 use crate::metrics::{Metrics, StateLabels, VerdictLabels};
 use aya::maps::{MapData, RingBuf};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
@@ -11,6 +11,7 @@ use reeve_flow::aggregate;
 use reeve_flow::decode::{self, DecodeError};
 use reeve_flow::names::Namer;
 use reeve_flow::record::{EventKind, Flag, FlowRecord, RecordedDecision};
+use reeve_flow::staged;
 use reeve_flow::time::{Clock, Timestamp};
 use reeve_flow::wire;
 use reeve_policy::model::{Decider, Direction, Verdict};
@@ -119,6 +120,7 @@ pub struct Recorder {
     events: RingBuf<MapData>,
     made: mpsc::UnboundedReceiver<Made>,
     dictionary: SharedDictionary,
+    preview: SharedPreview,
     node: String,
     sink: Sink,
     live: Live,
@@ -132,6 +134,7 @@ impl Recorder {
         events: RingBuf<MapData>,
         made: mpsc::UnboundedReceiver<Made>,
         dictionary: SharedDictionary,
+        preview: SharedPreview,
         node: String,
         target: &str,
         live: Live,
@@ -139,7 +142,7 @@ impl Recorder {
     ) -> anyhow::Result<Self> {
         let sink =
             Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
-        Ok(Self { events, made, dictionary, node, sink, live, metrics, failing: false })
+        Ok(Self { events, made, dictionary, preview, node, sink, live, metrics, failing: false })
     }
 
     /// Drains until told to stop, or left alone, and then once more.
@@ -164,6 +167,7 @@ impl Recorder {
         let mut windows = Vec::new();
         let clock = clock();
         let names = self.dictionary.read().expect("nobody panics while writing the dictionary");
+        let preview = self.preview.read().expect("nobody panics while writing the preview");
         let namer = Namer { names: &*names, node: &self.node, clock };
         let mut tell = |record: Result<FlowRecord, DecodeError>| match record {
             Ok(record) => {
@@ -181,7 +185,10 @@ impl Recorder {
         };
         for _ in 0..at_most {
             let Some(event) = self.events.next() else { break };
-            tell(decode::event(&event).map(|event| namer.record(&event)));
+            tell(decode::event(&event).map(|event| FlowRecord {
+                staged: staged::decision(&preview, &*names, &event),
+                ..namer.record(&event)
+            }));
         }
         while let Ok(made) = self.made.try_recv() {
             match made {
@@ -197,7 +204,7 @@ impl Recorder {
                 }
             }
         }
-        drop(names);
+        drop((names, preview));
         let written = if text.is_empty() { Ok(()) } else { self.sink.write(&text) };
         let is_written = written.is_ok();
         match written {

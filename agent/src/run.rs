@@ -73,6 +73,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         events,
         made,
         enforcer.dictionary(),
+        enforcer.preview(),
         enforcer.node.clone(),
         &config.records,
         live.clone(),

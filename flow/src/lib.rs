@@ -8,6 +8,7 @@ pub mod filter;
 pub mod names;
 pub mod protocol;
 pub mod record;
+pub mod staged;
 pub mod text;
 pub mod time;
 pub mod wire;

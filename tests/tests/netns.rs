@@ -29,6 +29,8 @@ mod packets;
 mod reach;
 #[path = "netns/room.rs"]
 mod room;
+#[path = "netns/staged.rs"]
+mod staged;
 #[path = "netns/upgrade.rs"]
 mod upgrade;
 #[path = "netns/windows.rs"]
