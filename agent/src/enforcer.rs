@@ -50,6 +50,15 @@ pub type SharedDictionary = Arc<RwLock<Dictionary>>;
 /// What staged policies would decide, for those who write records.
 pub type SharedPreview = Arc<RwLock<Preview>>;
 
+/// What numbers mean, and what staged policies would decide.
+#[derive(Clone, Debug)]
+pub struct Meanings {
+    /// The dictionary.
+    pub dictionary: SharedDictionary,
+    /// The preview.
+    pub preview: SharedPreview,
+}
+
 /// How often a pod's port is looked for before the agent is ready without it.
 const LOOKS_BEFORE_GIVING_UP: u32 = 20;
 
@@ -257,14 +266,9 @@ impl Enforcer {
         self.counted_at.is_some_and(|at| at > moment)
     }
 
-    /// The dictionary that records are named from.
-    pub fn dictionary(&self) -> SharedDictionary {
-        Arc::clone(&self.dictionary)
-    }
-
-    /// The preview that records are told with.
-    pub fn preview(&self) -> SharedPreview {
-        Arc::clone(&self.preview)
+    /// What records are told with.
+    pub fn meanings(&self) -> Meanings {
+        Meanings { dictionary: Arc::clone(&self.dictionary), preview: Arc::clone(&self.preview) }
     }
 
     /// Reads the facts and makes the kernel enforce them. What fails is a reason not to be ready and is tried again

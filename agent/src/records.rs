@@ -2,7 +2,7 @@
 //!
 //! Invariant: telling never delays enforcing. What a slow reader or a full disk loses is counted.
 
-use crate::enforcer::{SharedDictionary, SharedPreview};
+use crate::enforcer::Meanings;
 use crate::metrics::{Metrics, StateLabels, VerdictLabels};
 use aya::maps::{MapData, RingBuf};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
@@ -119,8 +119,7 @@ pub struct Counts {
 pub struct Recorder {
     events: RingBuf<MapData>,
     made: mpsc::UnboundedReceiver<Made>,
-    dictionary: SharedDictionary,
-    preview: SharedPreview,
+    meanings: Meanings,
     node: String,
     sink: Sink,
     live: Live,
@@ -133,8 +132,7 @@ impl Recorder {
     pub fn new(
         events: RingBuf<MapData>,
         made: mpsc::UnboundedReceiver<Made>,
-        dictionary: SharedDictionary,
-        preview: SharedPreview,
+        meanings: Meanings,
         node: String,
         target: &str,
         live: Live,
@@ -142,7 +140,7 @@ impl Recorder {
     ) -> anyhow::Result<Self> {
         let sink =
             Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
-        Ok(Self { events, made, dictionary, preview, node, sink, live, metrics, failing: false })
+        Ok(Self { events, made, meanings, node, sink, live, metrics, failing: false })
     }
 
     /// Drains until told to stop, or left alone, and then once more.
@@ -166,8 +164,8 @@ impl Recorder {
         let mut lines = 0_u64;
         let mut windows = Vec::new();
         let clock = clock();
-        let names = self.dictionary.read().expect("nobody panics while writing the dictionary");
-        let preview = self.preview.read().expect("nobody panics while writing the preview");
+        let names = self.meanings.dictionary.read().expect("nobody panics while writing the dictionary");
+        let preview = self.meanings.preview.read().expect("nobody panics while writing the preview");
         let namer = Namer { names: &*names, node: &self.node, clock };
         let mut tell = |record: Result<FlowRecord, DecodeError>| match record {
             Ok(record) => {

@@ -72,8 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let recorder = Recorder::new(
         events,
         made,
-        enforcer.dictionary(),
-        enforcer.preview(),
+        enforcer.meanings(),
         enforcer.node.clone(),
         &config.records,
         live.clone(),
