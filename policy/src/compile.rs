@@ -8,13 +8,14 @@ mod classes;
 mod identities;
 mod matching;
 mod pods;
+mod preview;
 mod rows;
 mod subject;
 
 use crate::delta::{Delta, set};
 use crate::identity::{Prefixes, Reading, Reads};
 use crate::image::{EndpointImage, Image, mapped, position, truncate};
-use crate::model::{Direction, Family, Policy, World};
+use crate::model::{Direction, Family, Policy, Tiers, World};
 use crate::plan::Shows;
 use crate::provenance::{DictionaryEntry, Identity, IdentityKind, WorkloadName, workload_id};
 use crate::store::Touched;
@@ -23,6 +24,8 @@ use classes::{Classes, Output, Pending};
 use identities::Identities;
 use ipnet::IpNet;
 use pods::Pods;
+use preview::Asked;
+pub use preview::Preview;
 use reeve_abi::address::{
     Address, AddressValue, NetworkKey, NetworkValue, OWNER_CONTESTED, OWNER_HOST, OWNER_LOCAL_POD, OWNER_NODE,
     OWNER_REMOTE_POD,
@@ -49,19 +52,26 @@ pub(crate) struct Compiler {
     /// What the maps should hold. A step keeps revisions and gives new endpoints revision 0.
     pub(crate) image: Image,
     reads: Reads,
+    /// Staged policies, which are read too.
+    staged: Vec<Arc<Policy>>,
     prefixes: Prefixes,
     pods: Pods,
     claims: Claims,
     identities: Identities,
     prepared: Prepared,
     classes: Classes,
+    preview: Preview,
 }
 
 /// What applies to an endpoint in one direction and family; `None`: nothing selects it.
 type HeldPolicy = Option<(PolicyNumber, Arc<Applied>)>;
 
-/// The same, by what it depends on.
-type KnownPolicies = HashMap<(IdentityId, Direction, Family), HeldPolicy>;
+fn number(held: &HeldPolicy) -> Option<PolicyNumber> {
+    held.as_ref().map(|(number, _)| *number)
+}
+
+/// What is enforced, and what would be with every staged policy applied, if anything else; by what it depends on.
+type KnownPolicies = HashMap<(IdentityId, Direction, Family), (HeldPolicy, Option<HeldPolicy>)>;
 
 /// What a step has to look at again.
 #[derive(Debug, Default)]
@@ -93,12 +103,14 @@ impl Compiler {
             node: node.to_owned(),
             image,
             reads: Reads::default(),
+            staged: Vec::new(),
             prefixes: Prefixes::default(),
             pods: Pods::new(node),
             claims: Claims::default(),
             identities,
             prepared: Prepared::default(),
             classes,
+            preview: Preview::default(),
         }
     }
 
@@ -111,9 +123,14 @@ impl Compiler {
         let policies = world.tiers.iter().flat_map(|(_, policies)| policies);
         let policies = policies.map(|after| Touched::Policy { before: None, after: Some(Arc::clone(after)) });
         let local = Touched::LocalAddresses { before: BTreeSet::new(), after: world.local_addresses.clone() };
-        let touched: Vec<Touched> = workloads.chain(nodes).chain(policies).chain([local]).collect();
+        let touched: Vec<Touched> = workloads.chain(nodes).chain(policies).chain([local, Touched::Staged]).collect();
         let stepped = compiler.step(world, &touched);
         (compiler, stepped.entries)
+    }
+
+    /// What staged policies would decide for its endpoints.
+    pub(crate) fn preview(&self) -> &Preview {
+        &self.preview
     }
 
     /// How many addresses and prefixes show each identity.
@@ -125,7 +142,7 @@ impl Compiler {
     pub(crate) fn step(&mut self, world: &World, touched: &[Touched]) -> Stepped {
         let mut out = Stepped::default();
         let mut unsettled = Unsettled::default();
-        self.read(touched, &mut unsettled, &mut out.delta);
+        self.read(world, touched, &mut unsettled, &mut out.delta);
         for touch in touched {
             self.take(world, touch, &mut unsettled, &mut out.entries);
         }
@@ -151,13 +168,21 @@ impl Compiler {
     }
 
     /// Learns what policies read now.
-    fn read(&mut self, touched: &[Touched], unsettled: &mut Unsettled, delta: &mut Delta) {
+    fn read(&mut self, world: &World, touched: &[Touched], unsettled: &mut Unsettled, delta: &mut Delta) {
         let befores = touched.iter().filter_map(|touch| policies(touch).0);
         let afters = touched.iter().filter_map(|touch| policies(touch).1);
         for policy in befores.clone().chain(afters.clone()) {
             self.prepared.forget(policy);
         }
-        let flipped = self.reads.replace(befores, afters);
+        let staged: Vec<Arc<Policy>> = if touched.iter().any(|touch| matches!(touch, Touched::Staged)) {
+            self.prepared.clear();
+            staged(world)
+        } else {
+            self.staged.clone()
+        };
+        let befores = befores.chain(self.staged.iter().map(Arc::as_ref));
+        let flipped = self.reads.replace(befores, afters.chain(staged.iter().map(Arc::as_ref)));
+        self.staged = staged;
         if flipped == Reading::default() {
             return;
         }
@@ -200,7 +225,7 @@ impl Compiler {
             }
             Touched::LocalAddresses { after, .. } => unsettled.addresses.extend(self.claims.replace_local(after)),
             // Policies are taken in apart. Those that name sets and services have them as addresses, and are touched with
-            // them; nothing of what is staged is enforced.
+            // them.
             Touched::Policy { .. }
             | Touched::Tiers
             | Touched::NetworkSet { .. }
@@ -263,7 +288,7 @@ impl Compiler {
 
     /// Adds the endpoints that changed policies select, or did.
     fn affected(&self, touched: &[Touched], unsettled: &mut Unsettled) {
-        let tiers = touched.iter().any(|touch| matches!(touch, Touched::Tiers));
+        let tiers = touched.iter().any(|touch| matches!(touch, Touched::Tiers | Touched::Staged));
         let changed: Vec<&Policy> =
             touched.iter().flat_map(|touch| <[_; 2]>::from(policies(touch))).flatten().collect();
         if !tiers && changed.is_empty() {
@@ -284,6 +309,9 @@ impl Compiler {
             let id = workload_id(uid);
             let before = self.image.endpoints.get(&id).copied();
             let after = self.endpoint(world, uid, &mut known);
+            if after.is_none() {
+                self.preview.forget(id);
+            }
             if let Some((endpoint, shown, _)) = &after {
                 same(id, &endpoint.identity, &self.identities.hold(shown));
             }
@@ -316,6 +344,7 @@ impl Compiler {
         let mut endpoint = EndpointImage { ready: true, ..EndpointImage::default() };
         let mut shown = None;
         let mut held = Vec::new();
+        let mut asked: [Asked; 4] = Default::default();
         for family in [Family::V4, Family::V6] {
             let of_family = || claimed.iter().filter(|(address, _)| address.is_ipv4() == (family == Family::V4));
             let is_own = |owner: &Owner| matches!(owner, Owner::Pod(owner) if owner == uid);
@@ -337,19 +366,36 @@ impl Compiler {
             }
             let id = identity.id();
             for direction in [Direction::Ingress, Direction::Egress] {
-                let applied = known.entry((id, direction, family)).or_insert_with(|| {
-                    Applied::of(world, &identity, direction, family, &mut self.prepared)
+                let at = position(direction, family);
+                let mut apply = |tiers: &Tiers| {
+                    Applied::of(tiers, &identity, direction, family, &mut self.prepared)
                         .map(|applied| (applied.number(), Arc::new(applied)))
+                };
+                let (enforced, staged) = known.entry((id, direction, family)).or_insert_with(|| {
+                    let enforced = apply(&world.tiers);
+                    let staged = world.staged.as_ref().map(apply).filter(|staged| number(staged) != number(&enforced));
+                    (enforced, staged)
                 });
-                endpoint.policies[position(direction, family)] =
-                    applied.as_ref().map_or(PolicyNumber(0), |(number, _)| *number);
-                held.push(applied.clone());
+                endpoint.policies[at] = number(enforced).unwrap_or_default();
+                held.push(enforced.clone());
+                asked[at] = match staged {
+                    None => Asked::Same,
+                    Some(None) => Asked::Nobody,
+                    Some(Some((_, applied))) => Asked::Policies(Arc::clone(applied)),
+                };
             }
         }
         let shown = shown.unwrap_or_else(|| pod.bare.clone());
         endpoint.identity = shown.id();
+        self.preview.set(workload_id(uid), asked);
         Some((endpoint, shown, held))
     }
+}
+
+/// The staged policies of a world that stand in a tier.
+fn staged(world: &World) -> Vec<Arc<Policy>> {
+    let all = world.staged.iter().flatten().flat_map(|(_, policies)| policies);
+    all.filter(|policy| policy.reference.kind.enforced() != policy.reference.kind).map(Arc::clone).collect()
 }
 
 /// The policies before and after a touch.

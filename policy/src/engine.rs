@@ -1,6 +1,6 @@
 //! One synchronous step: changes in, an update out. No clock, no IO.
 
-use crate::compile::Compiler;
+use crate::compile::{Compiler, Preview};
 use crate::delta::{Delta, Past, set};
 use crate::image::{EndpointImage, Image};
 use crate::limits::{self, Limits, Refused};
@@ -175,6 +175,11 @@ impl Engine {
     /// The facts that hold now; policies that are refused are closed in it.
     pub fn world(&self) -> &World {
         self.honoured.as_ref().unwrap_or_else(|| self.store.world())
+    }
+
+    /// What staged policies would decide for this node's endpoints.
+    pub fn preview(&self) -> &Preview {
+        self.compiler.preview()
     }
 
     /// What numbers stand for.

@@ -16,3 +16,5 @@ pub mod plan;
 pub mod provenance;
 pub mod selector;
 pub mod store;
+
+pub use compile::Preview;

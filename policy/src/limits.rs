@@ -58,6 +58,29 @@ pub(crate) struct Refused {
 /// Refuses policies until an image fits; `None` if it does already.
 pub(crate) fn refuse(world: &World, image: &Image, limits: &Limits) -> Option<Refused> {
     let (map, needed, room) = limits.exceeded(image)?;
+    // Previews go first: they must not cost a policy that is enforced its place.
+    if let Some(staged) = &world.staged {
+        let previewed = staged.iter().flat_map(|(_, policies)| policies);
+        let previewed = previewed.filter(|policy| policy.reference.kind.enforced() != policy.reference.kind);
+        let hidden = previewed.map(|policy| Problem {
+            level: Level::Warning,
+            object: policy.reference.to_string(),
+            field: "spec".to_owned(),
+            value: String::new(),
+            what: format!("with the staged policies {needed} rows of map {map} are needed, which has room for {room}"),
+            effect: "staged policies are not shown in records; what is enforced is as without them".to_owned(),
+        });
+        let hidden: Vec<Problem> = hidden.collect();
+        let honoured = World { staged: None, ..world.clone() };
+        let (compiler, entries) = Compiler::of(&honoured);
+        return Some(match refuse(&honoured, &compiler.image, limits) {
+            None => Refused { honoured, compiler, entries, problems: hidden },
+            Some(mut refused) => {
+                refused.problems.extend(hidden);
+                refused
+            }
+        });
+    }
     let candidates = world.tiers.iter().flat_map(|(_, policies)| policies).filter(|policy| has_rules(policy)).count();
     // The fewest that must be refused: the more are, the less room is needed.
     let (mut too_few, mut enough) = (0, candidates);

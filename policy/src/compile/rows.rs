@@ -179,7 +179,7 @@ fn elementary(traffic: &BTreeMap<usize, Traffic>, protocol: u8) -> Vec<Span> {
     starts.iter().copied().zip(ends).collect()
 }
 
-fn includes(traffic: &Traffic, protocol: Option<u8>, port: u16) -> bool {
+pub(super) fn includes(traffic: &Traffic, protocol: Option<u8>, port: u16) -> bool {
     let one_includes = |one: &TrafficMatch| match protocol {
         // A protocol that no rule treats apart: only what names neither protocol nor port speaks of it.
         None => one.protocol.is_none() && one.ports == PortMatch::Any,
@@ -221,7 +221,7 @@ enum Says<'a> {
 }
 
 /// The evaluation, given the rules that match.
-fn decide(applied: &Applied, matching: &BTreeSet<usize>) -> Decision {
+pub(super) fn decide(applied: &Applied, matching: &BTreeSet<usize>) -> Decision {
     let mut path = Vec::new();
     let mut position = 0;
     for tier in &applied.tiers {

@@ -2,8 +2,8 @@
 
 use crate::identity::rule_list;
 use crate::model::{
-    Action, DefaultDecider, Direction, Family, Peer, Peers, Policy, PolicyRef, PortMatch, Rules, TierDefault, Traffic,
-    TrafficMatch, World,
+    Action, DefaultDecider, Direction, Family, Peer, Peers, Policy, PolicyRef, PortMatch, Rules, Tier, TierDefault,
+    Traffic, TrafficMatch,
 };
 use crate::provenance::{Identity, number};
 use reeve_abi::ids::PolicyNumber;
@@ -70,6 +70,11 @@ impl Prepared {
         }
     }
 
+    /// Forgets all of them.
+    pub(crate) fn clear(&mut self) {
+        self.policies.clear();
+    }
+
     fn get(&mut self, policy: &Policy, own: &Identity, direction: Direction, family: Family) -> Arc<AppliedPolicy> {
         let rules = match direction {
             Direction::Ingress => &policy.ingress,
@@ -113,14 +118,14 @@ pub(crate) struct AppliedRule {
 impl Applied {
     /// Collects what applies to a subject; `own` is its identity at its address of that family. `None`: nothing selects it.
     pub(crate) fn of(
-        world: &World,
+        all: &[(Tier, Vec<Arc<Policy>>)],
         own: &Identity,
         direction: Direction,
         family: Family,
         prepared: &mut Prepared,
     ) -> Option<Self> {
         let mut tiers = Vec::new();
-        for (tier, policies) in &world.tiers {
+        for (tier, policies) in all {
             let selecting = policies.iter().filter(|policy| {
                 let rules = match direction {
                     Direction::Ingress => &policy.ingress,
