@@ -226,3 +226,27 @@ fn program_that_puts_itself_first_is_second_again() {
     stage.agent().kill9().expect("killed");
     assert_eq!((get(&guest, &web), get(&client, &web)), (Err(NoAnswer::TimedOut), Ok(())), "the new link is pinned");
 }
+
+#[test]
+fn programs_of_a_device_that_is_no_pods_are_put_back() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = shop_with("d-uplink", &ATTEST);
+    let of_side = |side: &str| -> PathBuf {
+        let mut links =
+            pins(&stage).join("links").read_dir().expect("a directory").map(|link| link.expect("read").path());
+        links.find(|path| path.to_string_lossy().ends_with(side)).expect("a device that is no pod's")
+    };
+    // The cgroup's pin ends like that of a device.
+    let out = of_side("-out");
+    let into = PathBuf::from(out.to_string_lossy().replace("-out", "-in"));
+    let mut detach = Command::new("bpftool");
+    detach.args(["link", "detach", "pinned"]).arg(&out).stdin(Stdio::null()).stdout(Stdio::null());
+    assert!(detach.status().expect("bpftool runs").success());
+    check_noticed(&mut stage, "attached", "had been taken off");
+    std::fs::remove_file(&into).expect("removed");
+    check_noticed(&mut stage, "pin", "pin had been removed");
+    assert!(out.exists() && into.exists());
+    check_enforced(&mut stage, &web, &client, &guest);
+}
