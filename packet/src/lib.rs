@@ -19,6 +19,7 @@ pub mod mark;
 pub mod neighbour;
 pub mod parse;
 pub mod pending;
+mod scratch;
 pub mod tell;
 pub mod uplink;
 pub mod walk;
