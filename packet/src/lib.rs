@@ -9,6 +9,7 @@
 )]
 
 pub mod budget;
+mod decide;
 pub mod env;
 pub mod flow;
 mod fragment;

@@ -4,6 +4,7 @@
 //! an interface without endpoint is not ours and goes on.
 
 use crate::budget;
+use crate::decide;
 use crate::env::{Action, Env, Hook};
 use crate::flow;
 use crate::fragment::ports_of_fragment;
@@ -370,7 +371,7 @@ fn replace<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
 
 /// Whether a packet to the pod shows the address of a local pod that cannot have sent it this way.
 #[inline(always)]
-fn spoofed<E: Env>(env: &E, s: &Scratch) -> bool {
+pub(crate) fn spoofed<E: Env>(env: &E, s: &Scratch) -> bool {
     let by = env.ingress_ifindex();
     if s.peer.owner == OWNER_LOCAL_POD {
         return by == 0 || (by != s.peer.device && by != s.peer.bridge);
@@ -380,7 +381,7 @@ fn spoofed<E: Env>(env: &E, s: &Scratch) -> bool {
 
 /// Whether a packet to the pod was made by a process of this node.
 #[inline(always)]
-fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
+pub(crate) fn own_node<E: Env>(env: &E, s: &Scratch) -> bool {
     env.ingress_ifindex() == 0 && s.peer.owner == OWNER_HOST
 }
 
@@ -459,105 +460,10 @@ pub(crate) fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionI
     Action::Drop
 }
 
-/// Who sends what reaches the pod, and in `s.seen` who that really is behind this node's own address; `FLOW_*` bits.
-#[inline(always)]
-fn arriving<E: Env>(env: &E, s: &mut Scratch) -> u32 {
-    s.peer = judge::peer(env, &s.key.remote);
-    if env.ingress_ifindex() == 0 || s.peer.owner != OWNER_HOST {
-        return 0;
-    }
-    // Passed on by this node with its own address for the sender's: never taken for the node itself.
-    if mark::has_slot(s.carried) {
-        s.seen.real = s.slot.source;
-        s.seen.ports |= pending::client_port(s) << 16;
-        s.to_itself = u32::from(s.slot.workload == s.endpoint.workload);
-        s.peer = judge::peer(env, &s.slot.source);
-    } else {
-        s.peer = judge::masqueraded(env, &s.key.remote);
-    }
-    ct::FLOW_MASQUERADED
-}
-
-/// Judges a packet without flow: `s.ruling`, and in `s.flow` the direction in which it was judged, the port that rules
-/// speak of, and `FLOW_*` bits; 1: it is only judged where its destination is known. A call of its own: its stack is not
-/// there while the outcome is told.
-#[inline(never)]
-fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    let port = flow::judged_port(&s.packet);
-    let mut direction = hook.direction();
-    let mut flags = 0;
-    let mut judged = port;
-    match hook {
-        Hook::FromPod => {
-            s.peer = judge::peer(env, &s.key.remote);
-            if pending::may_be_rewritten(&s.peer, s) {
-                return 1;
-            }
-        }
-        Hook::ToPod => flags = arriving(env, s),
-        Hook::Reached | Hook::Uplink => s.peer = judge::peer(env, &s.packet.destination),
-        Hook::HostIn => {
-            s.peer = judge::host(env, &s.packet.destination);
-            flags = ct::FLOW_TO_HOST;
-        }
-    }
-    if matches!(hook, Hook::ToPod) && spoofed(env, s) {
-        s.ruling = Ruling::deny(decision::SPOOFED_SOURCE);
-    } else if matches!(hook, Hook::ToPod) && s.carried == KIND_NONE && mark::from_pod(env, env.ingress_ifindex()) {
-        env.count(stats::MARK_LOST);
-        s.ruling = Ruling::deny(decision::MARK_LOST);
-    } else if matches!(hook, Hook::ToPod) && own_node(env, s) {
-        s.ruling = Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW };
-        flags |= ct::FLOW_OWN_NODE;
-    } else if s.to_itself != 0 {
-        s.ruling = Ruling { decision: decision::SELF, verdict: VERDICT_ALLOW };
-        flags |= ct::FLOW_SELF;
-    } else {
-        s.ruling = judge::rule(env, &s.endpoint, direction, s.packet.v6, &s.peer, s.packet.protocol, port);
-        // A later fragment has no flags to show; alone it is nobody's answer.
-        let segment = s.packet.protocol == parse::protocol::TCP && s.packet.fragment != FRAGMENT_LATER;
-        let answer = segment && !flow::is_bare_syn(&s.packet)
-            || s.packet.is_icmp() && flow::icmp_query(&s.packet) == Some(false);
-        if s.packet.protocol == parse::protocol::TCP && answer {
-            flags |= ct::FLOW_PICKED_UP;
-        }
-        let middle = flags & ct::FLOW_PICKED_UP != 0 && s.packet.tcp_flags & parse::tcp::SYN == 0;
-        let mixed = s.config.mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
-        if !s.ruling.allows()
-            && (middle || mixed)
-            && let Some(opened) = flow::opposite_port(&s.packet)
-        {
-            // Perhaps the middle of a connection that the other side opened.
-            let translated = !matches!(hook, Hook::ToPod) && s.packet.has_ports();
-            let from = if translated { (s.key.ports >> 16 & 0xffff) as u16 } else { opened };
-            let other = if matches!(hook, Hook::HostIn) {
-                // What the own node opened is let in whatever policies say.
-                flags |= ct::FLOW_OWN_NODE;
-                Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }
-            } else {
-                let opposite = flow::opposite(direction);
-                judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from)
-            };
-            if other.allows() {
-                s.ruling = other;
-                direction = flow::opposite(direction);
-                judged = from;
-                if !middle {
-                    env.count(stats::EITHER_ORIENTATION);
-                }
-            }
-        }
-    }
-    s.flow.direction = direction;
-    s.flow.port = u32::from(judged);
-    s.flow.flags = flags;
-    0
-}
-
 /// Judges a packet without flow; 1: let through.
 #[inline(never)]
 pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    if decide(env, hook, s) == 1 {
+    if decide::decide(env, hook, s) == 1 {
         replace(env, hook, s);
         if pending::open(env, s) == 1 {
             return 1;
