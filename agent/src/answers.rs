@@ -1,14 +1,61 @@
-//! What the agent says of itself: status, endpoints, problems, facts.
+//! What the agent says of itself: status, endpoints, identities, maps, problems, facts.
 
 use crate::enforcer::{Enforcer, unmapped};
+use reeve_abi::ids::IdentityId;
 use reeve_abi::stats;
 use reeve_flow::text::policy_text;
 use reeve_policy::model::Level;
 use reeve_policy::provenance::workload_id;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What becomes of what a full map has no room for.
+const WHEN_FULL: [(&str, &str); 14] = [
+    ("ENDPOINTS", "the pod's device is closed, and the agent is not ready"),
+    ("ADDRESSES", "unknown addresses are denied for every pod that a policy selects"),
+    ("NETWORKS", "policies are refused, the last in evaluation order first"),
+    ("CLASSES", "policies are refused, the last in evaluation order first"),
+    ("PEERS", "policies are refused, the last in evaluation order first"),
+    ("PORTS", "policies are refused, the last in evaluation order first"),
+    ("RANGES", "policies are refused, the last in evaluation order first"),
+    ("SERVICES", "the clients of the Service's packets from outside are not noted: they are seen as masqueraded"),
+    ("FLOWS", "the least recently used flow makes room, and is judged again if it goes on"),
+    ("BUDGETS", "the pod's new flows are denied"),
+    ("DENIED", "the least recently denied tuple makes room; its next packet is judged and told again"),
+    ("FRAGMENTS", "later fragments of the packet are denied"),
+    ("EDGES", "counts go to a row per pod, direction, verdict and decision"),
+    ("OVERFLOW", "counts are lost, and the loss is counted and told"),
+];
 
 impl Enforcer {
+    /// `GET /maps`: rows and capacity of each map, and what happens when it is full.
+    pub(crate) fn told_maps(&self) -> Value {
+        let maps = self.maps().into_iter().map(|(name, entries, capacity)| {
+            let when_full = WHEN_FULL.iter().find(|(map, _)| *map == name).map(|(_, what)| *what);
+            json!({ "name": name, "entries": entries, "capacity": capacity, "whenFull": when_full })
+        });
+        json!(maps.collect::<Vec<_>>())
+    }
+
+    /// `GET /identities`: what addresses are seen as, with the class that local policies put each in.
+    pub(crate) fn identities(&self) -> Value {
+        let image = self.engine.image();
+        let mut shown: BTreeMap<IdentityId, (u64, u64)> = BTreeMap::new();
+        for value in image.addresses.values() {
+            shown.entry(value.identity).or_default().0 += 1;
+        }
+        for value in image.networks.values() {
+            shown.entry(value.identity).or_default().1 += 1;
+        }
+        let rows = shown.into_iter().map(|(id, (addresses, prefixes))| {
+            json!({
+                "id": id.to_string(), "class": image.class_of(id).to_string(), "addresses": addresses,
+                "prefixes": prefixes, "identity": self.engine.dictionary().get_identity(id),
+            })
+        });
+        json!(rows.collect::<Vec<_>>())
+    }
+
     /// Rows and capacity of each map.
     pub(crate) fn maps(&self) -> Vec<(&'static str, u64, u64)> {
         let (image, maps) = (self.engine.image(), &self.loaded.maps);

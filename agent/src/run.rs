@@ -27,6 +27,10 @@ pub enum Question {
     Problems,
     /// The facts.
     World,
+    /// What addresses are seen as.
+    Identities,
+    /// How full the maps are, and what happens when one is.
+    Maps,
     /// Read the manifests now; the answer comes when the kernel has them.
     Sync,
 }
@@ -189,6 +193,8 @@ fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Insta
         Question::Endpoints => enforcer.endpoints(),
         Question::Problems => enforcer.told_problems(),
         Question::World => enforcer.facts(),
+        Question::Identities => enforcer.identities(),
+        Question::Maps => enforcer.told_maps(),
         Question::Sync if enforcer.ready() => {
             let applied_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             json!({ "revision": enforcer.active, "applied_us": applied_us })

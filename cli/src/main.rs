@@ -1,4 +1,4 @@
-//! What a person types: explain, policy check, flows, status, endpoints, problems.
+//! What a person types: explain, policy check, flows, status, endpoints, identities, maps, problems.
 //!
 //! Exit codes: 0 yes (allowed, ready, nothing wrong), 1 no (denied, not ready, problems), 2 the question could not be
 //! answered.
@@ -9,7 +9,9 @@ mod endpoints;
 mod explain;
 mod facts;
 mod flows;
+mod identities;
 mod manifests;
+mod maps;
 mod output;
 mod problems;
 mod socket;
@@ -43,6 +45,8 @@ enum Command {
     Flows(flows::Args),
     Status(status::Args),
     Endpoints(endpoints::Args),
+    Identities(identities::Args),
+    Maps(maps::Args),
     Problems(problems::Args),
     Completion(Completion),
 }
@@ -99,6 +103,8 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Command::Flows(args) => flows::run(args, out),
         Command::Status(args) => status::run(args, out),
         Command::Endpoints(args) => endpoints::run(args, out),
+        Command::Identities(args) => identities::run(args, out),
+        Command::Maps(args) => maps::run(args, out),
         Command::Problems(args) => problems::run(args, out),
         Command::Completion(Completion { shell }) => {
             let mut script = Vec::new();

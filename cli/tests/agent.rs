@@ -133,6 +133,40 @@ fn socket_can_be_named_by_the_environment() {
 }
 
 #[test]
+fn identities_are_told_with_what_policies_read_of_them() {
+    let identities = json!([
+        {"id": "0000000000000001", "class": "0000000000000000", "addresses": 0, "prefixes": 1, "identity": {"kind": "world"}},
+        {"id": "0000000000001001", "class": "0000000000003001", "addresses": 4, "prefixes": 0, "identity": {
+            "kind": "pod", "namespace": "shop", "labels": {"app": "web"}, "namespaceLabels": {"team": "a"},
+            "ports": [{"name": "http", "protocol": 6, "port": 8080}], "networks": ["10.0.0.0/8"]
+        }},
+        {"id": "0000000000001002", "class": "0000000000000000", "addresses": 1, "prefixes": 0, "identity": null}
+    ]);
+    let out = "\
+IDENTITY          KIND     NAMESPACE  ADDRESSES       CLASS             READ BY POLICIES
+0000000000000001  world    -          0 + 1 prefixes  0000000000000000  -
+0000000000001001  pod      shop       4               0000000000003001  app=web namespace:team=a port:http=8080 10.0.0.0/8
+0000000000001002  unknown  -          1               0000000000000000
+";
+    says(&Listener::of("/identities", identities).ask(&["identities"]), out, "", 0);
+    says(&Listener::of("/identities", json!([])).ask(&["identities"]), "no identities\n", "", 0);
+}
+
+#[test]
+fn maps_are_told_with_their_share_and_what_happens_when_full() {
+    let maps = json!([
+        {"name": "FLOWS", "entries": 1, "capacity": 131_072, "whenFull": "the oldest makes room"},
+        {"name": "STATS", "entries": 25, "capacity": 25, "whenFull": null}
+    ]);
+    let out = "\
+MAP    ROWS  CAPACITY  FULL     WHEN FULL
+FLOWS  1     131072    0.1 %    the oldest makes room
+STATS  25    25        100.0 %  -
+";
+    says(&Listener::of("/maps", maps).ask(&["maps"]), out, "", 0);
+}
+
+#[test]
 fn endpoints_are_listed_by_name_with_what_selects_them() {
     let endpoints = json!([
         {

@@ -4,8 +4,17 @@ mod command;
 
 use command::reeve;
 
-const COMMANDS: [&[&str]; 7] =
-    [&["explain"], &["policy", "check"], &["flows"], &["status"], &["endpoints"], &["problems"], &["completion"]];
+const COMMANDS: [&[&str]; 9] = [
+    &["explain"],
+    &["policy", "check"],
+    &["flows"],
+    &["status"],
+    &["endpoints"],
+    &["identities"],
+    &["maps"],
+    &["problems"],
+    &["completion"],
+];
 
 #[test]
 fn every_command_says_what_it_does_and_gives_examples() {
