@@ -55,6 +55,27 @@ impl FactsArgs {
     }
 }
 
+/// Adds the objects of these files to the facts; what of them is not honoured is told on standard error.
+pub(crate) fn add_drafts(store: &mut Store, files: &[PathBuf]) -> anyhow::Result<()> {
+    let mut texts = Vec::new();
+    for file in files {
+        texts.extend(manifests::of_argument(file)?);
+    }
+    let found = manifests::objects(&texts);
+    if let Some(problem) = found.unreadable.first() {
+        bail!("{}: {}", problem.object, problem.what);
+    }
+    let known = store.problems();
+    for object in found.objects {
+        store.apply(Change::Apply(object));
+    }
+    let told = found.duplicates.into_iter().chain(store.problems()).filter(|problem| !known.contains(problem));
+    for problem in told {
+        to_stderr(&format!("draft: {}", problems::line(&problem)));
+    }
+    Ok(())
+}
+
 fn of_directory(directory: &Path, node: &str) -> anyhow::Result<(Store, Vec<Problem>)> {
     let found = manifests::objects(&manifests::of_directory(directory)?);
     if let Some(problem) = found.unreadable.first() {

@@ -348,3 +348,41 @@ fn verdict_is_told_even_where_nobody_reads() {
         .expect("it runs");
     assert_eq!(status.code(), Some(1));
 }
+
+const DRAFT: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: pci-isolation, uid: uid-pci, generation: 4}
+spec:
+  selector: PCI == "true"
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, source: {selector: PCI == "true"}}, {action: Allow, protocol: TCP, destination: {ports: [5432]}}]
+  egress:  [{action: Allow, destination: {selector: PCI == "true"}}]
+"#;
+
+#[test]
+fn drafts_are_answered_beside_what_holds_now() {
+    let cluster = cluster();
+    let drafts = tempfile::tempdir().expect("a directory");
+    write(drafts.path(), "draft.yaml", DRAFT);
+    let (facts, draft) = (cluster.path().to_str().expect("text"), drafts.path().join("draft.yaml"));
+    let draft = draft.to_str().expect("text");
+    let ask = |destination: &str, more: &[&str]| {
+        reeve(&[&["explain", "shop/web", destination, "--manifests", facts, "--with", draft], more].concat())
+    };
+    let told = ask("payments/card-db:5432/TCP", &[]);
+    assert_eq!((told.err.as_str(), told.code), ("", 0), "allowed with the draft\n{}", told.out);
+    let (now, with) = told.out.split_once("with the drafts:\n").unwrap_or_else(|| panic!("{}", told.out));
+    assert!(now.starts_with("now:\n") && now.contains("DENY") && with.contains("ALLOW"), "{}", told.out);
+    assert!(with.contains("rule 1"), "the draft's rule is named\n{with}");
+
+    let told = ask("payments/card-db:5433/TCP", &["-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&told.out).expect("JSON");
+    assert_eq!((&json["now"]["verdict"], &json["with"]["verdict"]), (&json!("deny"), &json!("deny")), "{json}");
+    assert_eq!((told.err.as_str(), told.code), ("", 1));
+
+    write(drafts.path(), "draft.yaml", "kind: [");
+    let told = ask("payments/card-db:5432/TCP", &[]);
+    assert_eq!((told.out.as_str(), told.code), ("", 2));
+    assert!(told.err.contains("draft.yaml"), "{}", told.err);
+}

@@ -1,7 +1,7 @@
 //! Metrics move with what happens.
 
 use reeve_tests::lab::{Mode, Pod, until};
-use reeve_tests::stage::{Stage, WEB};
+use reeve_tests::stage::{Stage, WEB, shop};
 use reeve_tests::traffic::PATIENCE;
 use std::time::Duration;
 
@@ -156,4 +156,23 @@ fn endpoints_identities_and_map_rows_follow_pods() {
     assert!(rows > 5.0 && rows < capacity, "{rows} of {capacity}");
     assert!((shop.metric("reeve_build_info", &[]) - 1.0).abs() < 0.5);
     assert!(shop.metric("reeve_adopted_links", &[]) < 0.5, "nobody was there before");
+}
+
+#[test]
+fn agent_tells_what_addresses_are_seen_as_and_what_becomes_of_a_full_map() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, ..) = shop("told", Mode::Routed);
+    let mut ask = |path: &str| stage.agent().request("GET", path).and_then(|answer| answer.json()).expect("an answer");
+    let identities = ask("/identities");
+    let of_web = identities.as_array().expect("a list").iter().find(|row| row["identity"]["labels"]["app"] == "web");
+    let of_web = of_web.unwrap_or_else(|| panic!("no identity has app=web: {identities}"));
+    assert_eq!(of_web["addresses"], 2, "both of its addresses show it: {of_web}");
+    let endpoints = ask("/endpoints");
+    let endpoint = endpoints.as_array().expect("a list").iter().find(|row| row["uid"] == web.uid()).expect("web's");
+    assert_eq!(endpoint["identity"], of_web["id"], "{endpoint}");
+    for map in ask("/maps").as_array().expect("a list") {
+        assert!(map["whenFull"].is_string() && map["capacity"].as_u64() > Some(0), "{map}");
+    }
 }
