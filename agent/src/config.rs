@@ -1,6 +1,7 @@
 //! Settings: a flag beats the `REEVE_*` environment, which beats the TOML file, which beats the default.
 
 use clap::Parser;
+use clap::parser::ValueSource;
 use reeve_abi::mark;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -148,15 +149,53 @@ pub enum ConfigError {
     },
     #[error("settings file {path}: {what}")]
     Text { path: PathBuf, what: String },
+    #[error("setting {key} = {value} ({origin}): {what}")]
+    Value { key: &'static str, value: u64, origin: String, what: &'static str },
+}
+
+/// Where each setting that holds comes from, by its key in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    /// By what clap found and what the settings file has; what is in neither is a default.
+    pub fn of(matches: &clap::ArgMatches) -> Result<Self, ConfigError> {
+        let mut origins = BTreeMap::new();
+        if let Ok(Some(path)) = matches.try_get_one::<PathBuf>("config") {
+            let table: toml::Table = parse(path, &text(path)?)?;
+            origins.extend(table.into_iter().map(|(key, _)| (key, format!("file {}", path.display()))));
+        }
+        for id in matches.ids() {
+            let key = id.as_str().replace('_', "-");
+            match matches.value_source(id.as_str()) {
+                Some(ValueSource::CommandLine) => origins.insert(key.clone(), format!("--{key}")),
+                Some(ValueSource::EnvVariable) => {
+                    origins.insert(key, format!("REEVE_{}", id.as_str().to_ascii_uppercase()))
+                }
+                _ => None,
+            };
+        }
+        Ok(Self(origins))
+    }
+
+    fn get(&self, key: &str) -> &str {
+        self.0.get(key).map_or("default", String::as_str)
+    }
 }
 
 impl Given {
     /// Adds the TOML file, if one is named, and the defaults.
-    pub fn resolve(self) -> Result<Config, ConfigError> {
+    pub fn resolve(self, origins: &Origins) -> Result<Config, ConfigError> {
         let file = match &self.config {
             Some(path) => read(path)?,
             None => Self::default(),
         };
+        let positive = |key: &'static str, value: u64| match value {
+            0 => Err(ConfigError::Value { key, value, origin: origins.get(key).to_owned(), what: "at least 1 second" }),
+            value => Ok(value),
+        };
+        let window_seconds = self.window_seconds.or(file.window_seconds).unwrap_or(60);
+        let attest_interval = self.attest_interval.or(file.attest_interval).unwrap_or(300);
         Ok(Config {
             manifests: self.manifests.or(file.manifests),
             node: self.node.or(file.node),
@@ -167,15 +206,30 @@ impl Given {
             mark_mask: self.mark_mask.or(file.mark_mask).unwrap_or_default(),
             records: self.records.or(file.records).unwrap_or_else(|| "stdout".to_owned()),
             metrics_listen: self.metrics_listen.or(file.metrics_listen).unwrap_or((Ipv4Addr::LOCALHOST, 9464).into()),
-            window_seconds: self.window_seconds.or(file.window_seconds).unwrap_or(60).max(1),
+            window_seconds: positive("window-seconds", window_seconds)?,
             attach: self.attach.or(file.attach).unwrap_or_default(),
-            attest_interval: self.attest_interval.or(file.attest_interval).unwrap_or(300).max(1),
+            attest_interval: positive("attest-interval", attest_interval)?,
             map_entries: file.map_entries,
         })
     }
 }
 
 impl Config {
+    /// A line for each setting, as the TOML file has it, with where its value comes from. Settings without a value have
+    /// no line.
+    pub fn lines(&self, origins: &Origins) -> Vec<String> {
+        let all = toml::Table::try_from(self).expect("settings are plain data");
+        let line = |(key, value): (String, toml::Value)| match value {
+            toml::Value::Table(table) if table.is_empty() => format!("[{key}]  # {}", origins.get(&key)),
+            toml::Value::Table(table) => {
+                let rows: Vec<String> = table.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+                format!("{key} = {{ {} }}  # {}", rows.join(", "), origins.get(&key))
+            }
+            value => format!("{key} = {value}  # {}", origins.get(&key)),
+        };
+        all.into_iter().map(line).collect()
+    }
+
     /// Directory of the pinned maps.
     pub fn map_pins(&self) -> PathBuf {
         self.bpffs.join("reeve/v1/maps")
@@ -198,8 +252,15 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Given, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Text { path: path.to_owned(), what: error.to_string() })
+    parse(path, &text(path)?)
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Text { path: path.to_owned(), what: error.to_string() })
 }
 
 #[cfg(test)]
@@ -212,7 +273,9 @@ mod tests {
         let path = directory.path().join("agent.toml");
         std::fs::write(&path, "node = \"file\"\nrecords = \"/records\"\n[map-entries]\nFLOWS = 64\n").expect("written");
         let path = path.to_str().expect("text");
-        let config = Given::parse_from(["reeve-agent", "--config", path, "--node", "flag"]).resolve().expect("read");
+        let config = Given::parse_from(["reeve-agent", "--config", path, "--node", "flag"])
+            .resolve(&Origins::default())
+            .expect("read");
         assert_eq!(config.node.as_deref(), Some("flag"));
         assert_eq!((config.records.as_str(), config.run_dir.as_path()), ("/records", Path::new("/run/reeve")));
         assert_eq!(config.map_entries, BTreeMap::from([("FLOWS".to_owned(), 64)]));
@@ -232,11 +295,69 @@ mod tests {
     }
 
     #[test]
-    fn unknown_key_of_the_file_is_refused() {
+    fn what_the_file_cannot_mean_is_refused_by_file_key_and_value() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("agent.toml");
-        std::fs::write(&path, "nod = \"x\"\n").expect("written");
-        let given = Given { config: Some(path), ..Given::default() };
-        assert!(matches!(given.resolve(), Err(ConfigError::Text { .. })));
+        for (text, named) in [
+            ("nod = \"x\"\n", &["agent.toml", "nod"][..]),
+            ("attach = \"xdp\"\n", &["agent.toml", "attach", "xdp"]),
+            ("mark-mask = \"0xff\"\n", &["agent.toml", "mark-mask", "0xff"]),
+            ("window-seconds = 0\n", &["window-seconds", "0"]),
+        ] {
+            std::fs::write(&path, text).expect("written");
+            let given = Given { config: Some(path.clone()), ..Given::default() };
+            let said = given.resolve(&Origins::default()).expect_err(text).to_string();
+            assert!(named.iter().all(|name| said.contains(name)), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn each_setting_is_told_with_where_it_comes_from() {
+        use clap::{CommandFactory, FromArgMatches};
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, "records = \"/records\"\nnode = \"file\"\n[map-entries]\nFLOWS = 64\n").expect("written");
+        let path = path.to_str().expect("text");
+        let arguments = ["reeve-agent", "--config", path, "--node", "flag"];
+        let matches = Given::command().try_get_matches_from(arguments).expect("arguments");
+        let origins = Origins::of(&matches).expect("a file");
+        let given = Given::from_arg_matches(&matches).expect("arguments");
+        let lines = given.resolve(&origins).expect("settings").lines(&origins);
+        for wanted in [
+            "node = \"flag\"  # --node".to_owned(),
+            format!("records = \"/records\"  # file {path}"),
+            format!("map-entries = {{ FLOWS = 64 }}  # file {path}"),
+            "attach = \"auto\"  # default".to_owned(),
+            "mark-mask = \"0x3fff0000\"  # default".to_owned(),
+        ] {
+            assert!(lines.contains(&wanted), "{wanted} is not in\n{}", lines.join("\n"));
+        }
+    }
+
+    #[test]
+    fn every_setting_is_documented_with_flag_variable_and_default() {
+        use clap::CommandFactory;
+        let document = include_str!("../../docs/configuration.md");
+        let command = Given::command();
+        let settings =
+            command.get_arguments().filter(|argument| !matches!(argument.get_id().as_str(), "help" | "version"));
+        for argument in settings {
+            let flag = format!("`--{}`", argument.get_long().expect("a long flag"));
+            let variable = format!("`{}`", argument.get_env().and_then(std::ffi::OsStr::to_str).expect("a variable"));
+            let row = document.lines().find(|line| line.contains(&flag) && line.starts_with('|'));
+            assert!(row.is_some_and(|row| row.contains(&variable)), "{flag} and {variable} are no row of the document");
+        }
+        let defaults = Given::default().resolve(&Origins::default()).expect("defaults").lines(&Origins::default());
+        for line in defaults {
+            let Some((key, value)) = line.strip_suffix("  # default").and_then(|line| line.split_once(" = ")) else {
+                continue;
+            };
+            let row = document.lines().find(|row| row.contains(&format!("`--{key}`")));
+            let row = row.unwrap_or_else(|| panic!("{key} is no row of the document"));
+            assert!(
+                row.contains(&format!("`{}`", value.trim_matches('"'))),
+                "{key}: the default {value} is not in {row}"
+            );
+        }
     }
 }

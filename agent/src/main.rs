@@ -1,7 +1,7 @@
 //! The per-node agent.
 
-use clap::{Parser, Subcommand};
-use reeve_agent::config::Given;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use reeve_agent::config::{Given, Origins};
 
 /// Enforces network policy on this node and names the decider of every verdict.
 #[derive(Parser)]
@@ -9,6 +9,9 @@ use reeve_agent::config::Given;
 struct Arguments {
     #[command(flatten)]
     given: Given,
+    /// Prints each setting that holds and where its value comes from, and ends.
+    #[arg(long)]
+    print_config: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -20,10 +23,16 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("REEVE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
-    let config = arguments.given.resolve()?;
+    let origins = Origins::of(&matches)?;
+    let config = arguments.given.resolve(&origins)?;
+    if arguments.print_config {
+        config.lines(&origins).iter().for_each(|line| println!("{line}"));
+        return Ok(());
+    }
     match arguments.command {
         Some(Command::Uninstall) => {
             // An agent that runs would put back what is taken away.
@@ -40,8 +49,9 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         None => {
-            let settings = serde_json::to_string(&config)?;
-            tracing::info!(settings, "starting with these settings");
+            for setting in config.lines(&origins) {
+                tracing::info!(setting, "starting");
+            }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(reeve_agent::run::run(config))
         }

@@ -74,7 +74,7 @@ mod tests {
         let base = tempfile::tempdir().expect("a directory");
         let at = |name: &str| Some(base.path().join(name));
         let given = Given { bpffs: at("bpf"), run_dir: at("run"), state_dir: at("state"), ..Given::default() };
-        let config = given.resolve().expect("resolved");
+        let config = given.resolve(&crate::config::Origins::default()).expect("resolved");
         for directory in [config.link_pins(), config.map_pins(), config.state_dir.clone()] {
             std::fs::create_dir_all(directory).expect("made");
         }

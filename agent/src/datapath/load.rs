@@ -44,6 +44,8 @@ pub enum LoadError {
     },
     #[error("the eBPF object has no {kind} {name}")]
     Missing { kind: &'static str, name: &'static str },
+    #[error("map-entries: {name} = {entries}: there is no such map, or none of that size; the maps are {known}")]
+    Capacity { name: String, entries: u32, known: String },
     #[error("map {name}: found {found}, expected {expected}")]
     Shape { name: &'static str, found: String, expected: String },
     #[error("{path}: {what}")]
@@ -104,6 +106,10 @@ impl Loaded {
         let mut adopted = Adopted::Nothing;
         let mut loader = EbpfLoader::new();
         for (name, entries) in capacities {
+            if *entries == 0 || name != EVENTS && !PINNED.contains(&name.as_str()) {
+                let known = [PINNED, &[EVENTS]].concat().join(", ");
+                return Err(LoadError::Capacity { name: name.clone(), entries: *entries, known });
+            }
             loader.map_max_entries(name, *entries);
         }
         if let Pins::Directory(directory) = pins {
