@@ -6,7 +6,7 @@ mod target;
 
 use crate::facts::{self, FactsArgs};
 use crate::output::{self, Answer, Format, OutputArgs};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::ValueEnum;
 use reeve_policy::model::{Family, Verdict, World};
 use reeve_policy::oracle::{self, Explanation};
@@ -24,6 +24,7 @@ use target::{Destination, Place};
     SRC is namespace/pod or an address. DST has port and protocol after it:\n  \
     shop/web:8080/TCP  10.0.0.1:53/UDP  [fd00::1]:443/TCP\n  \
     shop/web:http/TCP  a port by name, which the pod gives a number\n  \
+    service/shop/web:80/TCP  a Service: each backend that it may lead to\n  \
     shop/web/ICMP      an echo request; shop/web:3.1/ICMP is type 3, code 1\n  \
     10.0.0.1/47        a protocol by number\n\n\
     Examples:\n  \
@@ -37,7 +38,7 @@ pub(crate) struct Args {
     /// Who sends: namespace/pod or an address
     #[arg(value_name = "SRC")]
     source: Place,
-    /// To whom and what: namespace/pod or an address, with :PORT/PROTO
+    /// To whom and what: namespace/pod, service/namespace/name or an address, with :PORT/PROTO
     #[arg(value_name = "DST:PORT/PROTO")]
     destination: Destination,
     #[command(flatten)]
@@ -79,6 +80,12 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<Answer> {
         FamilyArg::V4 => Family::V4,
         FamilyArg::V6 => Family::V6,
     });
+    if let Place::Service(namespace, name) = &args.destination.place {
+        if !args.with.is_empty() {
+            bail!("--with: DST is a service; ask for one of its pods or addresses");
+        }
+        return service(args, store.world(), (namespace, name), family, out);
+    }
     let ask = |world: &World| -> anyhow::Result<(Flow, Explanation)> {
         let flow = resolve::flow(world, &args.source, &args.destination, family)?;
         Ok((flow, oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port)))
@@ -107,6 +114,44 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<Answer> {
         }
     }
     Ok(answer(&then))
+}
+
+/// Each backend that a Service may lead to: who reaches all of them is answered yes.
+fn service(
+    args: &Args,
+    world: &World,
+    (namespace, name): (&str, &str),
+    family: Option<Family>,
+    out: &mut dyn Write,
+) -> anyhow::Result<Answer> {
+    let mut asked: Vec<(Flow, Explanation)> = Vec::new();
+    let mut unreachable = None;
+    for backend in resolve::backends(world, namespace, name, &args.destination).context("DST")? {
+        match resolve::flow(world, &args.source, &backend, family) {
+            Ok(flow) => {
+                asked.push((flow, oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port)));
+            }
+            // A backend of the family that the source does not have is none that it may reach.
+            Err(error) => unreachable = Some(error),
+        }
+    }
+    if let (true, Some(error)) = (asked.is_empty(), unreachable) {
+        return Err(error);
+    }
+    let reports: Vec<Report<'_>> = asked.iter().map(|(flow, explained)| Report::new(world, *flow, explained)).collect();
+    match args.output.output {
+        Format::Json => output::json(out, &reports)?,
+        Format::Text => {
+            let backends = output::counted(reports.len(), "backend", "backends");
+            writeln!(out, "service {namespace}/{name} leads to {backends}:")?;
+            for report in &reports {
+                writeln!(out)?;
+                report.text(output::colour()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+            }
+        }
+    }
+    let denied = asked.iter().any(|(_, explained)| explained.verdict == Verdict::Deny);
+    Ok(if denied { Answer::No } else { Answer::Yes })
 }
 
 fn indented(line: &str) -> String {

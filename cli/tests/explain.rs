@@ -386,3 +386,45 @@ fn drafts_are_answered_beside_what_holds_now() {
     assert_eq!((told.out.as_str(), told.code), ("", 2));
     assert!(told.err.contains("draft.yaml"), "{}", told.err);
 }
+
+const SERVICE: &str = r#"
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: payments, uid: uid-svc}, spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80, targetPort: 5432, protocol: TCP}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: payments, uid: uid-slice, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{port: 5432, protocol: TCP}]
+endpoints:
+- {addresses: [10.0.0.2], conditions: {ready: true}, nodeName: node-1, targetRef: {kind: Pod, namespace: payments, name: card-db, uid: uid-db}}
+- {addresses: [10.0.0.3], conditions: {ready: true}, nodeName: node-1, targetRef: {kind: Pod, namespace: shop, name: web, uid: uid-web}}
+- {addresses: [10.0.0.1], conditions: {ready: false}, nodeName: node-1, targetRef: {kind: Pod, namespace: payments, name: card-api, uid: uid-api}}
+"#;
+
+#[test]
+fn each_ready_backend_of_a_service_is_answered_and_one_that_is_denied_decides() {
+    let cluster = cluster();
+    write(cluster.path(), "service.yaml", SERVICE);
+    let facts = cluster.path().to_str().expect("text");
+    let ask = |destination: &str, more: &[&str]| {
+        reeve(&[&["explain", "payments/card-api", destination, "--manifests", facts], more].concat())
+    };
+    let told = ask("service/payments/db:80/TCP", &[]);
+    assert_eq!((told.err.as_str(), told.code), ("", 1), "{}", told.out);
+    assert!(told.out.starts_with("service payments/db leads to 2 backends:\n"), "{}", told.out);
+    assert!(told.out.contains("ALLOW  payments/card-api -> payments/card-db:5432/TCP"), "{}", told.out);
+    assert!(told.out.contains("DENY  payments/card-api -> shop/web:5432/TCP"), "{}", told.out);
+
+    let json: serde_json::Value =
+        serde_json::from_str(&ask("service/payments/db:80/TCP", &["-o", "json"]).out).expect("JSON");
+    assert_eq!((&json[0]["verdict"], &json[1]["verdict"]), (&json!("allow"), &json!("deny")), "{json}");
+
+    for (destination, named) in [
+        ("service/payments/gone:80/TCP", "there is no service payments/gone; known services: payments/db"),
+        ("service/payments/db:81/TCP", "service payments/db has no such port of TCP; known ports: 80/TCP"),
+    ] {
+        let told = ask(destination, &[]);
+        assert_eq!((told.out.as_str(), told.code), ("", 2), "{destination}");
+        assert!(told.err.contains(named), "{destination}: {}", told.err);
+    }
+}

@@ -4,7 +4,7 @@ use super::target::{Destination, Place, Port};
 use crate::facts::known_names;
 use anyhow::{Context, bail};
 use reeve_flow::record::{Icmp, Protocol};
-use reeve_policy::model::{Family, Workload, World};
+use reeve_policy::model::{Family, ServiceName, ServicePort, Workload, World};
 use reeve_policy::oracle::{self, Owner};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -67,6 +67,9 @@ fn icmp_port(icmp: Icmp) -> u16 {
 fn addresses(world: &World, place: &Place) -> anyhow::Result<Vec<IpAddr>> {
     let (namespace, name) = match place {
         Place::Address(address) => return Ok(vec![*address]),
+        Place::Service(namespace, name) => {
+            bail!("service {namespace}/{name} sends nothing, and answers by its backends only")
+        }
         Place::Pod(namespace, name) => (namespace, name),
     };
     let pod = pod(world, namespace, name)?;
@@ -83,6 +86,58 @@ fn addresses(world: &World, place: &Place) -> anyhow::Result<Vec<IpAddr>> {
         ([], false) => bail!("pod {namespace}/{name} has no address yet"),
         (addresses, _) => Ok(addresses.to_vec()),
     }
+}
+
+/// The addresses and ports that a Service's port leads to, in order.
+pub(super) fn backends(
+    world: &World,
+    namespace: &str,
+    name: &str,
+    destination: &Destination,
+) -> anyhow::Result<Vec<Destination>> {
+    let wanted = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
+    let Some(service) = world.services.get(&wanted) else {
+        let names: Vec<String> = world.services.keys().map(ToString::to_string).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        bail!("there is no service {wanted}; {}", known_names("services", &names));
+    };
+    let protocol = destination.protocol;
+    let matches = |port: &&ServicePort| {
+        port.protocol == protocol.0
+            && match &destination.port {
+                Port::Number(number) => port.port == *number,
+                Port::Named(name) => port.name == *name,
+                Port::Icmp(_) | Port::None => false,
+            }
+    };
+    let Some(port) = service.ports.iter().find(matches) else {
+        let ports: Vec<String> = service
+            .ports
+            .iter()
+            .map(|port| {
+                format!(
+                    "{}{}/{}",
+                    port.port,
+                    if port.name.is_empty() { String::new() } else { format!(" ({})", port.name) },
+                    Protocol(port.protocol)
+                )
+            })
+            .collect();
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        bail!("service {wanted} has no such port of {protocol}; {}", known_names("ports", &ports));
+    };
+    let live = world.backends(&wanted).filter(|backend| backend.endpoint.ready || service.publishes_not_ready);
+    let found: BTreeSet<(IpAddr, u16)> = live
+        .flat_map(|backend| {
+            let ports = backend.ports.iter().filter(|one| one.protocol == port.protocol && one.name == port.name);
+            ports.map(move |one| (backend.address, one.port.unwrap_or(port.port)))
+        })
+        .collect();
+    if found.is_empty() {
+        bail!("service {wanted} has no backend that takes {} {protocol}", port.port);
+    }
+    let backend = |(address, port)| Destination { place: Place::Address(address), protocol, port: Port::Number(port) };
+    Ok(found.into_iter().map(backend).collect())
 }
 
 fn pod<'a>(world: &'a World, namespace: &str, name: &str) -> anyhow::Result<&'a Arc<Workload>> {

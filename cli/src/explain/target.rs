@@ -1,4 +1,5 @@
-//! The two ends of a flow as they are typed: `namespace/pod` or an address, and `:PORT/PROTO` at the destination.
+//! The two ends of a flow as they are typed: `namespace/pod`, `service/namespace/name` or an address, and `:PORT/PROTO` at
+//! the destination.
 
 use reeve_flow::record::{Icmp, Protocol};
 use std::net::IpAddr;
@@ -9,6 +10,8 @@ use std::str::FromStr;
 pub(crate) enum Place {
     /// A pod, by namespace and name.
     Pod(String, String),
+    /// A Service, by namespace and name.
+    Service(String, String),
     /// An address.
     Address(IpAddr),
 }
@@ -63,6 +66,12 @@ impl FromStr for Place {
         let bare = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
         if let Ok(address) = bare.parse::<IpAddr>() {
             return Ok(Self::Address(address.to_canonical()));
+        }
+        if let Some((namespace, name)) = text.strip_prefix("service/").and_then(|rest| rest.split_once('/'))
+            && is_name(namespace)
+            && is_name(name)
+        {
+            return Ok(Self::Service(namespace.to_owned(), name.to_owned()));
         }
         match text.split_once('/') {
             Some((namespace, pod)) if is_name(namespace) && is_name(pod) => {
@@ -167,6 +176,10 @@ mod tests {
             Port::Icmp(Some(Icmp { kind: 1, code: 4 })),
         );
         reads("shop/web/47", pod(), Protocol(47), Port::None);
+        let service = Place::Service("shop".to_owned(), "web".to_owned());
+        reads("service/shop/web:80/TCP", service, Protocol::TCP, Port::Number(80));
+        let pod_of_such_a_namespace = Place::Pod("service".to_owned(), "web".to_owned());
+        reads("service/web:80/TCP", pod_of_such_a_namespace, Protocol::TCP, Port::Number(80));
     }
 
     #[test]
