@@ -13,6 +13,7 @@ use reeve_policy::model::{Decision, Direction, Family, Workload};
 use reeve_policy::oracle::{self, Owner, Query};
 use reeve_policy::provenance::workload_id;
 
+use crate::nat::Way;
 use crate::worlds::{Flow, NODE};
 
 pub use kernel::InKernel;
@@ -22,6 +23,8 @@ pub use kernel::InKernel;
 pub struct Case {
     /// The flow.
     pub flow: Flow,
+    /// How its packets come to its destination.
+    pub way: Way,
     /// The pod whose policies are asked.
     pub subject: Arc<Workload>,
     /// As the pod sees it.
@@ -31,10 +34,15 @@ pub struct Case {
 impl Case {
     /// The cases of a flow: none, one, or one at each end.
     pub fn of(engine: &Engine, flow: Flow) -> Vec<Self> {
+        Self::by(engine, flow, Way::Direct)
+    }
+
+    /// The same of a flow that comes to its destination by some way.
+    pub fn by(engine: &Engine, flow: Flow, way: Way) -> Vec<Self> {
         let ends = [(flow.source, Direction::Egress), (flow.destination, Direction::Ingress)];
         ends.into_iter()
             .filter_map(|(own, direction)| match oracle::owner(engine.world(), own) {
-                Owner::Workload(subject) if subject.node == NODE => Some(Self { flow, subject, direction }),
+                Owner::Workload(subject) if subject.node == NODE => Some(Self { flow, way, subject, direction }),
                 _ => None,
             })
             .collect()

@@ -8,6 +8,7 @@ pub mod frames;
 pub mod judge;
 pub mod kernel;
 pub mod lab;
+pub mod nat;
 pub mod require;
 pub mod sequence;
 pub mod stage;

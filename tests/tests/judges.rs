@@ -10,14 +10,17 @@ use fastrand::Rng;
 use reeve_policy::engine::Engine;
 use reeve_policy::model::{
     Decider, Decision, DefaultDecider, Direction, Outcome, Peer, Peers, PolicyKind, PortMatch, Rule, Rules,
-    ServiceAccountMatch, TrafficMatch, World,
+    ServiceAccountMatch, TrafficMatch, Verdict, World,
 };
 use reeve_policy::oracle::{self, Owner};
 use reeve_tests::judge::{Case, CompiledImage, InKernel, Judge, Oracle};
+use reeve_tests::nat::{CHAINS, Way, translated};
 use reeve_tests::require::{Capability, skip_unless};
-use reeve_tests::worlds::{NODE, RandomWorld, flows};
+use reeve_tests::worlds::{Flow, NODE, RandomWorld, flows};
 
 const FLOWS: usize = 50;
+/// Flows of each world that go through a Service or a host port.
+const TRANSLATED: usize = 15;
 
 /// What must each decide at least 5 % of the judged flows.
 const KINDS: [&str; 6] = [
@@ -65,7 +68,7 @@ fn agree(judges: &mut [Box<dyn Judge>], engine: &Engine, case: &Case) -> Result<
     {
         return Ok(first.clone());
     }
-    let mut text = format!("{:?} at {:?} of {}:\n", case.flow, case.direction, case.subject.name);
+    let mut text = format!("{:?} by {:?} at {:?} of {}:\n", case.flow, case.way, case.direction, case.subject.name);
     for (name, decision) in given {
         let shown = decision.map(|decision| serde_json::to_string(&decision).expect("plain data"));
         writeln!(text, "  {name}: {}", shown.unwrap_or_else(|why| why)).expect("text grows");
@@ -73,11 +76,24 @@ fn agree(judges: &mut [Box<dyn Judge>], engine: &Engine, case: &Case) -> Result<
     Err(text)
 }
 
+/// The cases of a flow. What its sender's egress denies never comes to the other end of a chain.
+fn cases(engine: &Engine, flow: Flow, way: Way) -> Vec<Case> {
+    let mut cases = Case::by(engine, flow, way);
+    let refused = |case: &Case| {
+        case.direction == Direction::Egress
+            && Oracle.decide(engine, case).is_ok_and(|decision| decision.verdict == Verdict::Deny)
+    };
+    if way != Way::Direct && cases.first().is_some_and(refused) {
+        cases.truncate(1);
+    }
+    cases
+}
+
 /// The first case of this world about which the judges disagree.
-fn disagreement(judges: &mut [Box<dyn Judge>], world: &RandomWorld, flow: reeve_tests::worlds::Flow) -> Option<String> {
+fn disagreement(judges: &mut [Box<dyn Judge>], world: &RandomWorld, (flow, way): (Flow, Way)) -> Option<String> {
     let engine = engine(world);
     judges.iter_mut().for_each(|judge| judge.prepare(&engine));
-    Case::of(&engine, flow).iter().find_map(|case| agree(judges, &engine, case).err())
+    cases(&engine, flow, way).iter().find_map(|case| agree(judges, &engine, case).err())
 }
 
 /// Runs the judges over random worlds and panics with the smallest world about which they disagree.
@@ -91,14 +107,18 @@ fn run(judges: &mut [Box<dyn Judge>]) {
         let world = RandomWorld::new(seed);
         let engine = engine(&world);
         judges.iter_mut().for_each(|judge| judge.prepare(&engine));
-        for flow in flows(&mut Rng::with_seed(!seed), engine.world(), FLOWS) {
-            for case in Case::of(&engine, flow) {
+        let mut rng = Rng::with_seed(!seed);
+        let direct = flows(&mut rng, engine.world(), FLOWS).into_iter().map(|flow| (flow, Way::Direct));
+        let all: Vec<_> = direct.chain(translated(&mut rng, engine.world(), TRANSLATED)).collect();
+        for (flow, way) in all {
+            for case in cases(&engine, flow, way) {
                 match agree(judges, &engine, &case) {
                     Ok(decision) => count.add(engine.world(), &case, &decision),
                     Err(first) => {
                         let judges = std::cell::RefCell::new(judges);
-                        let small = world.shrink(|world| disagreement(&mut judges.borrow_mut(), world, flow).is_some());
-                        let shown = disagreement(&mut judges.borrow_mut(), &small, flow).unwrap_or(first);
+                        let small =
+                            world.shrink(|world| disagreement(&mut judges.borrow_mut(), world, (flow, way)).is_some());
+                        let shown = disagreement(&mut judges.borrow_mut(), &small, (flow, way)).unwrap_or(first);
                         panic!("REEVE_SEED={seed} REEVE_WORLDS=1: {shown}in\n{}", small.manifests());
                     }
                 }
@@ -114,10 +134,17 @@ struct Count {
     judged: usize,
     kinds: BTreeMap<&'static str, usize>,
     features: BTreeMap<&'static str, usize>,
+    chains: BTreeMap<&'static str, usize>,
+    ways: [usize; 2],
 }
 
 impl Count {
     fn add(&mut self, world: &World, case: &Case, decision: &Decision) {
+        if let Some(chain) = case.way.chain(world, &case.flow) {
+            *self.chains.entry(chain).or_default() += 1;
+            self.ways[usize::from(case.direction == Direction::Egress)] += 1;
+            return; // shares of what decides are those of flows that go straight
+        }
         self.judged += 1;
         let kind = match &decision.decider {
             Decider::Rule(rule) => match rule.policy.kind {
@@ -183,8 +210,8 @@ impl Count {
 
     fn check(&self, worlds: u64) {
         let share = |count: usize| count as f64 * 100.0 / self.judged.max(1) as f64;
-        println!("{} flows judged", self.judged);
-        for (name, count) in self.kinds.iter().chain(&self.features) {
+        println!("{} flows judged straight, {:?} by way of Services in and out", self.judged, self.ways);
+        for (name, count) in self.kinds.iter().chain(&self.features).chain(&self.chains) {
             println!("  {name:<28}{count:>8}{:>7.1} %", share(*count));
         }
         // Few worlds are a sample too small to speak of shares.
@@ -192,6 +219,13 @@ impl Count {
             return;
         }
         let part = |of: &BTreeMap<&'static str, usize>, name: &str| share(of.get(name).copied().unwrap_or(0));
+        for (direction, count) in ["ingress", "egress"].iter().zip(self.ways) {
+            let all = self.judged + self.ways[0] + self.ways[1];
+            assert!(count * 20 >= all, "less than 5 % of the judged flows are {direction} by way of a Service");
+        }
+        for chain in CHAINS {
+            assert!(self.chains.contains_key(chain), "no judged flow went {chain}");
+        }
         for kind in KINDS {
             assert!(part(&self.kinds, kind) >= 5.0, "{kind} decides less than 5 % of the judged flows");
         }

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::{NAMESPACES, OUTSIDE, chance, pick};
+use super::{NAMESPACES, NODES, OUTSIDE, chance, pick};
 
 /// Namespaces and names of services; the last one has no backends.
 pub(super) const SERVICES: [(&str, &str); 4] = [("red", "web"), ("green", "db"), ("green", "api"), ("blue", "nothing")];
@@ -19,8 +19,13 @@ pub(super) fn add(rng: &mut Rng, objects: &mut Vec<Value>) {
     }
     for (index, (namespace, name)) in SERVICES.into_iter().enumerate() {
         let spec = json!({
+            "type": "NodePort",
             "clusterIP": format!("10.96.0.{}", index + 1),
-            "ports": [{ "name": "http", "port": 80, "targetPort": "http" }, { "name": "dns", "port": 53, "protocol": "UDP" }]
+            "clusterIPs": [format!("10.96.0.{}", index + 1), format!("fd00:96::{}", index + 1)],
+            "ports": [
+                { "name": "http", "port": 80, "targetPort": "http", "nodePort": 30_080 + index },
+                { "name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30_053 + index * 100 }
+            ]
         });
         objects.push(
             json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": namespace }, "spec": spec }),
@@ -61,8 +66,8 @@ fn slice(rng: &mut Rng, namespace: &str, service: &str, part: u8) -> Value {
             let address = match (chance(rng, 75), v4) {
                 (true, true) => format!("10.244.1.{}", rng.u8(1..=7) * 10),
                 (true, false) => format!("fd00:244:1::{}", rng.u8(1..=7) * 10),
-                (false, true) => pick(rng, &OUTSIDE[..3]).to_owned(),
-                (false, false) => pick(rng, &OUTSIDE[3..]).to_owned(),
+                (false, true) => pick(rng, &[OUTSIDE[0], OUTSIDE[1], OUTSIDE[2], NODES[0]]).to_owned(),
+                (false, false) => pick(rng, &[OUTSIDE[3], OUTSIDE[4], OUTSIDE[5], NODES[2]]).to_owned(),
             };
             let address = if chance(rng, 2) { "nowhere".to_owned() } else { address };
             let mut endpoint = json!({ "addresses": [address], "conditions": { "ready": rng.bool() } });

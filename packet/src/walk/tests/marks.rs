@@ -153,6 +153,18 @@ fn a_process_that_sets_our_mark_is_the_own_node_still() {
 }
 
 #[test]
+fn a_process_that_repeats_a_pods_mark_and_bytes_speaks_for_nobody() {
+    for (by, as_pod) in [(POD_DEVICE, true), (0, false)] {
+        let mut world = open();
+        world.pod_emits(&POD.to(WORLD, false).udp(1, 2));
+        assert_eq!(world.kind(), KIND_PENDING);
+        world.reaches(CLIENT_DEVICE, &POD.to(CLIENT, false).udp(1, 2), by);
+        let told = world.events().iter().any(|event| event.workload == POD.workload());
+        assert_eq!(told, as_pod, "by {by}");
+    }
+}
+
+#[test]
 fn only_our_bits_of_the_mark_are_touched() {
     for shift in [0, 7, 16, 18] {
         let config = Config { mark_shift: shift, ..Config::DEFAULT };
@@ -269,6 +281,23 @@ fn a_client_nobody_noted_is_masqueraded_and_matched_by_prefixes_only() {
         world.select(1, 2);
         world.pod_gets(&HOST.to(POD, false).tcp(50_000, 8_080, "."), UPLINK);
         assert!(world.events().iter().all(|event| event.peer_identity == IDENTITY_MASQUERADED));
+    }
+}
+
+#[test]
+fn a_client_whose_slot_speaks_of_another_packet_is_masqueraded() {
+    for (same, want) in [(true, Continue), (false, Drop)] {
+        let mut world = closed();
+        node_port(&mut world, false);
+        world.row(1, REMOTE.class(), decided(true, 6));
+        world.host.mark.set(0);
+        world.enters(&REMOTE.to(HOST, false).tcp(33_000, 30_080, "S"));
+        let mut shown = HOST.to(POD, false).tcp(50_000, 8_080, "S");
+        if !same {
+            shown[14 + 20 + 4] ^= 1; // the sequence number
+        }
+        assert_eq!(world.reaches(POD_DEVICE, &shown, UPLINK), want);
+        assert_eq!(world.event().peer_identity, if same { REMOTE.identity() } else { IDENTITY_MASQUERADED });
     }
 }
 
