@@ -387,7 +387,7 @@ fn drafts_are_answered_beside_what_holds_now() {
     assert!(told.err.contains("draft.yaml"), "{}", told.err);
 }
 
-const SERVICE: &str = r#"
+const SERVICE: &str = r"
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: payments, uid: uid-svc}, spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80, targetPort: 5432, protocol: TCP}]}}
 ---
 apiVersion: discovery.k8s.io/v1
@@ -399,7 +399,7 @@ endpoints:
 - {addresses: [10.0.0.2], conditions: {ready: true}, nodeName: node-1, targetRef: {kind: Pod, namespace: payments, name: card-db, uid: uid-db}}
 - {addresses: [10.0.0.3], conditions: {ready: true}, nodeName: node-1, targetRef: {kind: Pod, namespace: shop, name: web, uid: uid-web}}
 - {addresses: [10.0.0.1], conditions: {ready: false}, nodeName: node-1, targetRef: {kind: Pod, namespace: payments, name: card-api, uid: uid-api}}
-"#;
+";
 
 #[test]
 fn each_ready_backend_of_a_service_is_answered_and_one_that_is_denied_decides() {
