@@ -7,11 +7,13 @@ pub mod clsact;
 pub(super) mod tcx;
 
 use super::load::{FROM_POD, HOLD, LoadError, Loaded, TO_POD};
+use super::syscall;
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Attaching failed.
@@ -423,7 +425,15 @@ pub fn probe() -> Mechanism {
     }
 }
 
+/// Takes a pinned link off its device and removes the pin.
 pub(super) fn remove(path: &Path) -> Result<(), AttachError> {
+    let detached = syscall::open_pin(path).and_then(|link| syscall::detach_link(link.as_fd()));
+    if let Err(error) = detached
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        // Its device may be gone; and without its pin the kernel takes it off by itself, if a moment later.
+        tracing::debug!(%error, pin = %path.display(), "the link was not detached before its pin is removed");
+    }
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(AttachError::File { path: path.to_owned(), source })

@@ -20,6 +20,7 @@ const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 const OBJECT_GET: libc::c_long = 7;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 /// `union bpf_attr`, element commands.
 #[repr(C)]
@@ -99,6 +100,19 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attributes =
         LinkUpdate { link_fd: fd_number(link), new_program_fd: fd_number(program), ..LinkUpdate::default() };
     bpf(LINK_UPDATE, &mut attributes)
+}
+
+/// `union bpf_attr`, detaching a link.
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
+/// Takes a link's program off its device: when this returns, no packet that comes is judged by it any more, which
+/// cannot be said of closing the last descriptor.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_DETACH, &mut LinkDetach { link_fd: fd_number(link) })
 }
 
 /// One value, `None` if the key is absent. `value` has the map's value size (all CPUs for per-CPU maps).
