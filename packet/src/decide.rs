@@ -50,7 +50,7 @@ pub(crate) fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         }
         Hook::ToPod => flags = arriving(env, s),
         Hook::Reached | Hook::Uplink => s.peer = judge::peer(env, &s.packet.destination),
-        Hook::HostIn => {
+        Hook::HostIn | Hook::Refused => {
             s.peer = judge::host(env, &s.packet.destination);
             flags = ct::FLOW_TO_HOST;
         }
@@ -84,7 +84,7 @@ pub(crate) fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             // Perhaps the middle of a connection that the other side opened.
             let translated = !matches!(hook, Hook::ToPod) && s.packet.has_ports();
             let from = if translated { (s.key.ports >> 16 & 0xffff) as u16 } else { opened };
-            let other = if matches!(hook, Hook::HostIn) {
+            let other = if matches!(hook, Hook::HostIn | Hook::Refused) {
                 // What the own node opened is let in whatever policies say.
                 flags |= ct::FLOW_OWN_NODE;
                 Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }

@@ -113,6 +113,8 @@ pub enum Hook {
     Uplink,
     /// What a pod sent reaches a process of this node: judged for the sender.
     HostIn,
+    /// What a pod sent to this node, where nobody listens: judged for the sender when the kernel says so.
+    Refused,
 }
 
 impl Hook {
@@ -120,7 +122,9 @@ impl Hook {
     #[inline(always)]
     pub const fn direction(self) -> u32 {
         match self {
-            Self::FromPod | Self::Reached | Self::Uplink | Self::HostIn => reeve_abi::endpoint::DIRECTION_EGRESS,
+            Self::FromPod | Self::Reached | Self::Uplink | Self::HostIn | Self::Refused => {
+                reeve_abi::endpoint::DIRECTION_EGRESS
+            }
             Self::ToPod => reeve_abi::endpoint::DIRECTION_INGRESS,
         }
     }
@@ -132,14 +136,14 @@ impl Hook {
             Self::FromPod => reeve_abi::event::HOOK_FROM_POD,
             Self::ToPod | Self::Reached => reeve_abi::event::HOOK_TO_POD,
             Self::Uplink => reeve_abi::event::HOOK_UPLINK,
-            Self::HostIn => reeve_abi::event::HOOK_HOST_IN,
+            Self::HostIn | Self::Refused => reeve_abi::event::HOOK_HOST_IN,
         }
     }
 
     /// Whether it judges what was pending.
     #[inline(always)]
     pub const fn settles(self) -> bool {
-        matches!(self, Self::Reached | Self::Uplink | Self::HostIn)
+        matches!(self, Self::Reached | Self::Uplink | Self::HostIn | Self::Refused)
     }
 }
 

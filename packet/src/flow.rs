@@ -107,6 +107,18 @@ pub fn is_bare_syn(packet: &Packet) -> bool {
     packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
 }
 
+/// Whether the packet ends a TCP connection at once, or refuses it.
+#[inline(always)]
+pub fn is_reset(packet: &Packet) -> bool {
+    packet.protocol == protocol::TCP && packet.tcp_flags & tcp::RST != 0
+}
+
+/// Whether an ICMP error asks for smaller packets: what it quotes was not turned away for good.
+#[inline(always)]
+pub fn too_big(packet: &Packet) -> bool {
+    if packet.v6 == 0 { packet.icmp_type == 3 && packet.icmp_code == 4 } else { packet.icmp_type == 2 }
+}
+
 /// Flow bits that a packet in the original direction (`original`) or back adds.
 #[inline(always)]
 pub fn seen(packet: &Packet, original: bool) -> u32 {

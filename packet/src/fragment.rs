@@ -14,7 +14,7 @@ pub(crate) fn ports_of_fragment<E: Env>(env: &E, hook: Hook, s: &mut Scratch) ->
     let side = match hook {
         Hook::FromPod => ct::KEY_FROM_POD,
         Hook::ToPod | Hook::Reached => ct::KEY_TO_POD,
-        Hook::Uplink | Hook::HostIn => ct::KEY_LEAVING,
+        Hook::Uplink | Hook::HostIn | Hook::Refused => ct::KEY_LEAVING,
     };
     let key = FragmentKey {
         source: p.source,

@@ -20,6 +20,7 @@ pub mod mark;
 pub mod neighbour;
 pub mod parse;
 pub mod pending;
+mod refusal;
 mod scratch;
 pub mod tell;
 pub mod uplink;

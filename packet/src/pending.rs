@@ -44,6 +44,8 @@ pub fn open<E: Env>(env: &E, s: &mut Scratch) -> u32 {
     s.flow.verdict = flow::VERDICT_PENDING;
     s.flow.flags = ct::FLOW_PENDING;
     s.flow.port = u32::from(flow::judged_port(&s.packet));
+    s.flow.packets[0] = u64::from(env.segments());
+    s.flow.bytes[0] = u64::from(s.packet.bytes);
     if !budget::take(env, s.endpoint.workload) || !env.put_flow(&s.key, &s.flow) {
         env.count(stats::FLOWS_LOST);
         s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);

@@ -58,6 +58,8 @@ pub struct Scratch {
     pub event: Event,
     /// 1: a flow that is allowed now takes the place of a live one.
     pub replaces: u32,
+    /// What the pod had sent of a flow before it could be judged: packets, bytes.
+    pub unjudged: [u64; 2],
     /// 1: the pod that sent the packet gets it.
     pub to_itself: u32,
     /// What the packet's first hook noted, where its mark counts.

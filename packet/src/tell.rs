@@ -108,7 +108,7 @@ pub fn event<E: Env>(env: &E, hook: Hook, s: &mut Scratch, kind: u8, previous: D
     s.event.flags = flags;
     s.event.hook = hook.number();
     s.event.local = match hook {
-        Hook::FromPod => s.packet.source,
+        Hook::FromPod | Hook::Refused => s.packet.source,
         Hook::ToPod => s.packet.destination,
         // Translation may have put another one into the packet.
         Hook::Reached | Hook::Uplink | Hook::HostIn => s.slot.source,

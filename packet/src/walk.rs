@@ -13,6 +13,7 @@ use crate::mark::{self, KIND_LOST};
 use crate::neighbour::{self, Finding};
 use crate::parse::{self, FRAGMENT_LATER, Kind, Packet};
 use crate::pending;
+use crate::refusal;
 use crate::tell;
 use crate::words::{copy, zero};
 use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
@@ -134,9 +135,8 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     }
     // What a later fragment carries is payload, also where a quoted packet would stand.
     let quotes = s.packet.fragment != FRAGMENT_LATER && s.packet.is_icmp() && flow::icmp_error(&s.packet);
-    if quotes && related(env, hook, s) {
-        env.count(stats::RELATED_ICMP);
-        return Action::Continue;
+    if quotes && let Some(action) = related(env, hook, s) {
+        return action;
     }
     if let Some(found) = env.flow(&s.key) {
         // SAFETY: valid for the run of the program (`Env`).
@@ -177,9 +177,9 @@ fn discovered<E: Env>(env: &E, hook: Hook, s: &mut Scratch, finding: Finding) ->
     refuse(env, hook, s, decision::FORGED_NEIGHBOUR)
 }
 
-/// Whether an ICMP error quotes a live, allowed flow of this pod.
+/// What becomes of an ICMP error that quotes a flow of this pod; `None`: none that lives, it is judged on its own.
 #[inline(always)]
-fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
+fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Option<Action> {
     let at = s.packet.l4_offset + 8;
     let kind = if s.packet.v6 == 1 {
         parse::ipv6(env, at, true, &mut s.quoted)
@@ -187,7 +187,7 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
         parse::ipv4(env, at, true, &mut s.quoted)
     };
     if kind != Kind::Ip || s.quoted.fragment == FRAGMENT_LATER {
-        return false;
+        return None;
     }
     // The quoted packet went the other way through this interface.
     let (other_way, local) = match hook {
@@ -196,15 +196,27 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> bool {
     };
     let own = if s.packet.v6 == 1 { s.endpoint.address_v6 } else { s.endpoint.address_v4 };
     if local != own {
-        return false;
+        return None;
     }
     let key = flow::key(s.endpoint.workload, other_way, &s.quoted);
-    let Some(found) = env.flow(&key) else { return false };
     // SAFETY: valid for the run of the program (`Env`); read only.
-    let found = unsafe { &*found.as_ptr() };
-    found.verdict == VERDICT_ALLOW
-        && found.revision == s.endpoint.head_revision
-        && s.now_ns.saturating_sub(found.last_ns) <= flow::timeout_ns(&s.config, s.quoted.protocol, found)
+    let found = unsafe { &*env.flow(&key)?.as_ptr() };
+    if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(&s.config, s.quoted.protocol, found) {
+        return None;
+    }
+    if matches!(hook, Hook::ToPod) && found.verdict == flow::VERDICT_PENDING && !flow::too_big(&s.packet) {
+        s.key = key;
+        if refusal::by_this_node(env, &s.key) {
+            return Some(refusal::judge(env, s, refusal::QUOTED));
+        }
+        s.key = flow::key(s.endpoint.workload, hook, &s.packet);
+        return None;
+    }
+    if found.verdict != VERDICT_ALLOW || found.revision != s.endpoint.head_revision {
+        return None;
+    }
+    env.count(stats::RELATED_ICMP);
+    Some(Action::Continue)
 }
 
 /// A packet with a flow entry. `None`: the entry does not speak for this packet, judge anew.
@@ -219,11 +231,19 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
         return None;
     }
     // A SYN from the other side, or on a flow that is over, opens a flow of its own; this one ends if that is allowed.
-    if flow::is_bare_syn(&s.packet) && (!original || flow::closing(found.flags) || found.verdict != VERDICT_ALLOW) {
+    let sent_again = matches!(hook, Hook::FromPod) && original && found.verdict == flow::VERDICT_PENDING;
+    let over = !original || flow::closing(found.flags) || found.verdict != VERDICT_ALLOW;
+    if flow::is_bare_syn(&s.packet) && over && !sent_again {
         s.replaces = 1;
         return None;
     }
     if matches!(hook, Hook::FromPod) && original && found.flags & ct::FLOW_PENDING != 0 {
+        if sent_again {
+            // Told if this node turns it away; who judges it elsewhere counts there.
+            found.last_ns = s.now_ns;
+            env.add(&raw mut found.packets[0], u64::from(env.segments()));
+            env.add(&raw mut found.bytes[0], u64::from(s.packet.bytes));
+        }
         if pending::forward(env, s) == 1 {
             return Some(Action::Continue);
         }
@@ -241,7 +261,10 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
             return Some(lost(env, hook, s));
         }
         if found.verdict == flow::VERDICT_PENDING {
-            return None; // an answer to what nobody has judged: the kernel's own, or no answer at all
+            if flow::is_reset(&s.packet) && refusal::by_this_node(env, &s.key) {
+                return Some(refusal::judge(env, s, refusal::ANSWERED));
+            }
+            return None; // no answer to anything that was judged
         }
         if original && pending::other_client(s, found) {
             s.replaces = 1;
@@ -340,6 +363,9 @@ fn report_cut<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
 fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
     settle(env, s, found);
     found.verdict = flow::VERDICT_ENDED;
+    if s.flow.verdict == flow::VERDICT_PENDING {
+        return; // nobody has judged it, so nobody has decided anything that could be told
+    }
     tell_ended(env, hook, s);
 }
 
@@ -476,7 +502,9 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let mut flags = s.flow.flags;
     let rewritten = s.seen.service != Address::default();
     if hook.settles() {
-        if direction == DIRECTION_EGRESS && (rewritten || pending::to_group(&s.packet)) {
+        // What nobody received leaves no trace in connection tracking: the next packet may be led elsewhere.
+        let led = rewritten || pending::to_group(&s.packet) || matches!(hook, Hook::Refused);
+        if direction == DIRECTION_EGRESS && led {
             flags |= ct::FLOW_PENDING;
         } else if rewritten {
             // The pod answers a client whom it knows by another address.
@@ -499,8 +527,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     }
     replace(env, hook, s);
     let original = direction == hook.direction();
-    let counted = u64::from(env.segments());
-    let bytes = u64::from(s.packet.bytes);
+    let [counted, bytes] = amount(env, hook, s);
     // Field by field: a value made whole would lie on the stack first.
     zero(&mut s.flow);
     s.flow.decision = s.ruling.decision;
@@ -557,12 +584,20 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     1
 }
 
+/// Packets and bytes that a judgement is about.
+#[inline(always)]
+fn amount<E: Env>(env: &E, hook: Hook, s: &Scratch) -> [u64; 2] {
+    if matches!(hook, Hook::Refused) {
+        return s.unjudged; // the packet at hand only says that they were turned away
+    }
+    [u64::from(env.segments()), u64::from(s.packet.bytes)]
+}
+
 /// Counts and tells a denial. The tuple is told at most once a second; what was not told is in the next record's count.
 #[inline(never)]
 pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let key = flow::denied_key(&s.key, hook);
-    let counted = u64::from(env.segments());
-    let bytes = u64::from(s.packet.bytes);
+    let [counted, bytes] = amount(env, hook, s);
     let mut fresh = 1;
     let mut told_packets = counted;
     let mut told_bytes = bytes;

@@ -7,5 +7,6 @@ mod icmp;
 mod marks;
 mod origin;
 mod policy;
+mod refusal;
 mod rejudged;
 mod services;
