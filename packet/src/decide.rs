@@ -10,7 +10,6 @@ use crate::walk::{Scratch, own_node, spoofed};
 use reeve_abi::address::OWNER_HOST;
 use reeve_abi::conntrack as ct;
 use reeve_abi::mark::KIND_NONE;
-use reeve_abi::policy::VERDICT_ALLOW;
 use reeve_abi::{decision, stats};
 
 /// Who sends what reaches the pod, and in `s.seen` who that really is behind this node's own address; `FLOW_*` bits.
@@ -61,13 +60,14 @@ pub(crate) fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         env.count(stats::MARK_LOST);
         s.ruling = Ruling::deny(decision::MARK_LOST);
     } else if matches!(hook, Hook::ToPod) && own_node(env, s) {
-        s.ruling = Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW };
+        s.ruling = Ruling::allow(decision::OWN_NODE);
         flags |= ct::FLOW_OWN_NODE;
-    } else if s.to_itself != 0 {
-        s.ruling = Ruling { decision: decision::SELF, verdict: VERDICT_ALLOW };
-        flags |= ct::FLOW_SELF;
     } else {
         s.ruling = judge::rule(env, &s.endpoint, direction, s.packet.v6, &s.peer, s.packet.protocol, port);
+        if s.to_itself != 0 {
+            s.ruling = s.ruling.between_itself();
+            flags |= ct::FLOW_SELF;
+        }
         // A later fragment has no flags to show; alone it is nobody's answer.
         let segment = s.packet.protocol == parse::protocol::TCP && s.packet.fragment != FRAGMENT_LATER;
         let answer = segment && !flow::is_bare_syn(&s.packet)
@@ -87,10 +87,11 @@ pub(crate) fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             let other = if matches!(hook, Hook::HostIn | Hook::Refused) {
                 // What the own node opened is let in whatever policies say.
                 flags |= ct::FLOW_OWN_NODE;
-                Ruling { decision: decision::OWN_NODE, verdict: VERDICT_ALLOW }
+                Ruling::allow(decision::OWN_NODE)
             } else {
                 let opposite = flow::opposite(direction);
-                judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from)
+                let other = judge::rule(env, &s.endpoint, opposite, s.packet.v6, &s.peer, s.packet.protocol, from);
+                if s.to_itself != 0 { other.between_itself() } else { other }
             };
             if other.allows() {
                 s.ruling = other;

@@ -287,7 +287,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
         found.arrives_by = env.ingress_ifindex().wrapping_add(1);
         found.flags = found.flags & !ct::FLOW_ARRIVES_MARKED | if marked { ct::FLOW_ARRIVES_MARKED } else { 0 };
     }
-    let fixed = found.flags & (ct::FLOW_OWN_NODE | ct::FLOW_SELF) != 0;
+    let fixed = found.flags & ct::FLOW_OWN_NODE != 0;
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.config.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && !fixed {
         s.flow = *found;
@@ -429,7 +429,7 @@ fn peer_of_flow<E: Env>(env: &E, s: &Scratch) -> Peer {
 #[inline(never)]
 fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> u32 {
     s.peer = peer_of_flow(env, s);
-    let ruling = judge::rule(
+    let mut ruling = judge::rule(
         env,
         &s.endpoint,
         s.flow.direction,
@@ -440,6 +440,9 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
     );
     if ruling.decision == decision::NOT_READY {
         return 0; // an endpoint that is being replaced keeps its established flows
+    }
+    if s.flow.flags & ct::FLOW_SELF != 0 {
+        ruling = ruling.between_itself();
     }
     env.count(stats::REJUDGED);
     let previous = s.flow.decision;

@@ -84,7 +84,7 @@ impl From<Hook> for Program {
             Hook::FromPod => Self::FromPod,
             Hook::ToPod | Hook::Reached => Self::ToPod,
             Hook::Uplink => Self::Uplink,
-            Hook::HostIn => Self::HostIn,
+            Hook::HostIn | Hook::Refused => Self::HostIn,
         }
     }
 }

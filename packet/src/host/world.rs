@@ -164,7 +164,7 @@ impl World {
 
     pub(crate) fn port(&mut self, table: u64, protocol: u8, port: u32, decision: DecisionId) {
         let key = PortKey { table: TableId(table), protocol: protocol.into(), port };
-        self.host.ports.insert(key, PortValue { decision, verdict: verdict(decision), reserved: 0 });
+        self.host.ports.insert(key, PortValue { decision, verdict: verdict(decision), flags: 0 });
     }
 
     pub(crate) fn after_s(&mut self, seconds: u64) -> &mut Self {

@@ -12,8 +12,9 @@ use reeve_abi::event::{
     EVENT_CLOSED, EVENT_DENIED, EVENT_FLAG_CUT, EVENT_OPENED, EVENT_REJUDGED, HOOK_FROM_POD, HOOK_HOST_IN, HOOK_TO_POD,
     HOOK_UPLINK,
 };
-use reeve_abi::ids::{ClassId, IDENTITY_HOST, IDENTITY_WORLD};
+use reeve_abi::ids::{ClassId, IDENTITY_HOST, IDENTITY_WORLD, PolicyNumber};
 use reeve_abi::mark::{KIND_NONE, KIND_PENDING, KIND_POD};
+use reeve_abi::policy::{PEER_HOLDS_SELF, PORT_HOLDS_SELF, PeerKey};
 use reeve_abi::stats;
 
 /// A Service: nobody's address, and nothing that any policy names.
@@ -215,7 +216,7 @@ fn the_answer_to_a_connection_of_the_own_node_passes_when_its_flow_is_forgotten(
 }
 
 #[test]
-fn a_pod_reaches_itself_through_a_service_whatever_policies_say() {
+fn a_pod_reaches_itself_through_a_service_whoever_isolates_it() {
     for masqueraded in [false, true] {
         let mut world = only(REMOTE);
         world.pod_emits(&POD.to(SERVICE, false).tcp(40_000, 80, "S"));
@@ -234,6 +235,43 @@ fn a_pod_reaches_itself_through_a_service_whatever_policies_say() {
         // Control: the neighbour may not.
         world.emits(CLIENT_DEVICE, &CLIENT.to(SERVICE, false).tcp(41_000, 80, "S"));
         assert_eq!(world.reaches(POD_DEVICE, &from.to(POD, false).tcp(41_000, 8_080, "S"), CLIENT_DEVICE), Drop);
+    }
+}
+
+#[test]
+fn a_denial_that_holds_between_a_pod_and_itself_is_asked_where_a_service_leads_back() {
+    let asks = POD.to(SERVICE, false).tcp(40_000, 80, "S");
+    let back = |world: &mut World| {
+        world.pod_emits(&asks);
+        world.reaches(POD_DEVICE, &HOST.to(POD, false).tcp(40_000, 8_080, "S"), POD_DEVICE)
+    };
+    for (by, at_port) in [(2, false), (2, true), (1, false), (1, true)] {
+        let mut world = only(REMOTE);
+        world.host.classes.insert(POD.identity(), POD.class());
+        // Control: isolation does not keep it from itself.
+        assert_eq!(back(&mut world), Continue);
+        world.events();
+        if at_port {
+            world.row_with_table(by, POD.class(), decided(true, 9), 70, 0);
+            world.port(70, 6, 8_080, decided(false, 7));
+            world.host.ports.values_mut().for_each(|row| row.flags = PORT_HOLDS_SELF);
+        } else {
+            world.row(by, POD.class(), decided(false, 7));
+            world.host.peers.get_mut(&PeerKey { policy: PolicyNumber(by), class: POD.class() }).unwrap().flags =
+                PEER_HOLDS_SELF;
+        }
+        world.select(1, 2);
+        // The live flow is cut at that end, and no other begins.
+        assert_eq!(back(&mut world), Drop);
+        let told = world.events();
+        let denied = told.iter().find(|event| event.decision == decided(false, 7)).unwrap();
+        assert_eq!((u64::from(denied.direction) + 1, denied.peer_workload), (by, POD.workload()));
+        let mut fresh = only(REMOTE);
+        std::mem::swap(&mut fresh.host.peers, &mut world.host.peers);
+        std::mem::swap(&mut fresh.host.ports, &mut world.host.ports);
+        fresh.host.classes.insert(POD.identity(), POD.class());
+        assert_eq!(back(&mut fresh), Drop);
+        assert!(fresh.events().iter().any(|event| event.decision == decided(false, 7)));
     }
 }
 
