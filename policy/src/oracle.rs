@@ -78,8 +78,8 @@ pub fn owner(world: &World, address: IpAddr) -> Owner {
     let staying: Vec<_> = pods.iter().copied().filter(|workload| !workload.terminating).collect();
     let pods = if staying.is_empty() { pods } else { staying };
     let here = world.local_addresses.contains(&address)
-        || world.nodes.get(&world.node).is_some_and(|node| node.addresses.contains(&address));
-    let node = world.nodes.values().find(|node| node.addresses.contains(&address));
+        || world.nodes.get(&world.node).is_some_and(|node| node.own_addresses().any(|own| own == address));
+    let node = world.nodes.values().find(|node| node.own_addresses().any(|own| own == address));
     match (pods.as_slice(), here, node) {
         ([], true, _) => Owner::ThisNode,
         ([], false, Some(node)) => Owner::Node(node.name.clone()),

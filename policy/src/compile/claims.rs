@@ -46,10 +46,10 @@ impl Claims {
 
     /// The same for a node.
     pub(super) fn replace_node(&mut self, before: Option<&Node>, after: Option<&Node>) -> Vec<IpAddr> {
-        fn of(node: Option<&Node>) -> Option<(&str, &[IpAddr])> {
-            node.map(|node| (node.name.as_str(), node.addresses.as_slice()))
-        }
-        replace(&mut self.nodes, of(before), of(after))
+        let own = |node: Option<&Node>| -> Vec<IpAddr> { node.into_iter().flat_map(Node::own_addresses).collect() };
+        let (left, taken) = (own(before), own(after));
+        let before = before.map(|node| (node.name.as_str(), left.as_slice()));
+        replace(&mut self.nodes, before, after.map(|node| (node.name.as_str(), taken.as_slice())))
     }
 
     /// The same for this node's interfaces.

@@ -22,7 +22,7 @@ impl Claims {
     }
 
     pub(super) fn replace_node(&mut self, before: Option<&Node>, after: Option<&Node>) {
-        let claim = |node: Option<&Node>| node.map(|node| (node.name.clone(), node.addresses.clone()));
+        let claim = |node: Option<&Node>| node.map(|node| (node.name.clone(), node.own_addresses().collect()));
         replace(&mut self.nodes, claim(before), claim(after)).into_iter().for_each(|address| self.review(address));
     }
 
