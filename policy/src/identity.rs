@@ -205,7 +205,8 @@ fn only<C>(labels: &Labels, keys: &BTreeMap<String, C>) -> Labels {
     }
 }
 
-fn keys(selector: &Selector, into: &mut BTreeSet<String>) {
+/// Adds the keys that a selector reads.
+pub(crate) fn keys(selector: &Selector, into: &mut BTreeSet<String>) {
     match selector {
         Selector::Everything | Selector::Nothing => {}
         Selector::Has(key)

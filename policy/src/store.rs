@@ -11,7 +11,7 @@ mod place;
 mod resolve;
 
 pub use key::{ObjectKey, objects_of};
-pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER};
+pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER, UNREAD as UNREAD_TIER};
 
 use crate::lower::{self, Lowered};
 use crate::model::{
