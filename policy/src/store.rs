@@ -13,6 +13,7 @@ mod resolve;
 pub use key::{ObjectKey, objects_of};
 pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER, UNREAD as UNREAD_TIER};
 
+use crate::holders::Holders;
 use crate::lower::{self, Lowered};
 use crate::model::{
     EndpointSlice, Labels, NetworkSet, Node, Policy, Problem, Service, StagedPolicy, Tier, Workload, World,
@@ -98,7 +99,7 @@ pub struct Store {
     /// Problems of documents that name no object, by origin.
     nameless: BTreeMap<String, Problem>,
     /// Which pods carry a UID; more than one is a fault.
-    uids: BTreeMap<String, BTreeSet<ObjectKey>>,
+    uids: Holders<String, ObjectKey>,
     claims: Claims,
     /// Staged policies as lowered.
     staged: BTreeMap<ObjectKey, Arc<StagedPolicy>>,
@@ -120,7 +121,7 @@ impl Store {
             facts: BTreeMap::new(),
             problems: BTreeMap::new(),
             nameless: BTreeMap::new(),
-            uids: BTreeMap::new(),
+            uids: Holders::default(),
             claims: Claims::default(),
             staged: BTreeMap::new(),
             contradictions: Contradictions::default(),
@@ -160,7 +161,7 @@ impl Store {
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
-        all.extend(self.contradictions.problems(&self.world).cloned());
+        all.extend(self.contradictions.problems());
         all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
         if let Some(tiers) = &self.world.staged {
             let of_staged = || place::staged_problems(tiers, &self.world.tiers, self.staged.values());
@@ -298,19 +299,8 @@ impl Store {
             Some(Fact::Workload(_)) => {
                 let before = before.and_then(Fact::workload);
                 let after = after.and_then(Fact::workload);
-                let uids: BTreeSet<String> = before.iter().chain(&after).map(|workload| workload.uid.clone()).collect();
-                for uid in &uids {
-                    let claimed = after.as_ref().is_some_and(|after| after.uid == *uid);
-                    let holders = self.uids.entry(uid.clone()).or_default();
-                    if claimed {
-                        holders.insert(key.clone());
-                    } else {
-                        holders.remove(key);
-                    }
-                    if holders.is_empty() {
-                        self.uids.remove(uid);
-                    }
-                }
+                let uid = |workload: &Option<Arc<Workload>>| workload.as_ref().map(|workload| workload.uid.clone());
+                let uids = self.uids.replace(key, uid(&before), uid(&after));
                 self.settle(&uids, before.as_ref().map(|before| (key, before)), touched);
             }
             Some(Fact::Namespace(_)) => {
@@ -392,10 +382,9 @@ impl Store {
             want.insert(lower::made_uid(key), None);
         }
         for uid in uids {
-            let holders = self.uids.get(uid);
-            let alone = holders.is_some_and(|holders| holders.len() == 1);
+            let alone = self.uids.of(uid).len() == 1;
             want.entry(uid.clone()).or_default();
-            for key in holders.into_iter().flatten() {
+            for key in self.uids.of(uid) {
                 let Some(Fact::Workload(workload)) = self.facts.get(key) else { continue };
                 let made = lower::made_uid(key);
                 if alone {
@@ -436,7 +425,7 @@ impl Store {
     }
 
     fn shared_uids(&self) -> impl Iterator<Item = Problem> {
-        self.uids.iter().filter(|(_, holders)| holders.len() > 1).flat_map(|(uid, holders)| {
+        self.uids.shared().flat_map(|(uid, holders)| {
             let names: Vec<String> = holders.iter().map(ToString::to_string).collect();
             holders.iter().map(move |key| Problem {
                 level: crate::model::Level::Warning,
