@@ -106,7 +106,7 @@ pub struct Store {
     contradictions: Contradictions,
     /// Problems of the staged tiers, until they change.
     staged_placement: OnceLock<Vec<Problem>>,
-    /// Problems of tiers and the policies in them, until either changes.
+    /// Problems of tiers and the policies in them, until either changes or the services that rules name do.
     placement: OnceLock<Vec<Problem>>,
 }
 
@@ -162,7 +162,12 @@ impl Store {
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
         all.extend(self.contradictions.problems());
-        all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
+        let of_policies = || {
+            let policies = self.world.tiers.iter().flat_map(|(_, policies)| policies);
+            let empty = policies.flat_map(|policy| backend::without_backends(&self.world, policy));
+            place::problems(&self.world.tiers).into_iter().chain(empty).collect()
+        };
+        all.extend(self.placement.get_or_init(of_policies).iter().cloned());
         if let Some(tiers) = &self.world.staged {
             let of_staged = || place::staged_problems(tiers, &self.world.tiers, self.staged.values());
             all.extend(self.staged_placement.get_or_init(of_staged).iter().cloned());
@@ -214,12 +219,6 @@ impl Store {
     /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
     fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
         let mut touched = Vec::new();
-        if matches!(
-            (&before, &after),
-            (Some(Fact::Policy(_) | Fact::Tier(_)), _) | (_, Some(Fact::Policy(_) | Fact::Tier(_)))
-        ) {
-            self.placement = OnceLock::new();
-        }
         match (before, after) {
             (None, None) => {}
             (Some(Fact::Policy(before)), after) => {
@@ -248,6 +247,9 @@ impl Store {
             self.contradictions.take(&self.world, touch);
         }
         let of_tiers = |touch: &Touched| matches!(touch, Touched::Policy { .. } | Touched::Tiers);
+        if touched.iter().any(|touch| of_tiers(touch) || matches!(touch, Touched::Service { .. })) {
+            self.placement = OnceLock::new();
+        }
         let of_sources = |touch: &Touched| !sources_of(touch, &self.world).is_empty();
         if touched.iter().any(|touch| of_tiers(touch) || of_sources(touch)) {
             touched.extend(self.restage());

@@ -103,7 +103,7 @@ fn a_service_is_read_whole() {
     assert_eq!(service.affinity, Affinity::ClientIp(60));
     assert_eq!((service.external_scope, service.internal_scope), (BackendScope::Local, BackendScope::Cluster));
     assert_eq!((service.health_check_port, service.publishes_not_ready), (Some(30_099), true));
-    assert_eq!(store.problems(), [], "a service without endpoints is a fact like any other");
+    assert_eq!(store.problems(), [], "without endpoints it is told of only where a rule names it");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use super::Touched;
 use crate::holders::Holders;
-use crate::model::{Endpoint, EndpointSlice, Level, Problem, Service, ServiceName, TargetPod, Workload, World};
+use crate::identity::rule_list;
+use crate::model::{
+    Direction, Endpoint, EndpointSlice, Level, Peers, Policy, Problem, Service, ServiceName, TargetPod, Workload, World,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -170,6 +173,35 @@ impl Contradictions {
 fn foreign_addresses(pod: &Workload, endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
     let about = !pod.host_network && !pod.ended;
     endpoint.addresses.iter().filter(move |address| about && !pod.addresses.contains(address)).copied()
+}
+
+/// Rules about a Service that nothing is behind: they mean nobody, which is seldom what was meant.
+pub(super) fn without_backends(world: &World, policy: &Policy) -> Vec<Problem> {
+    let written = policy.written.as_deref().unwrap_or(policy);
+    let sides = [(Direction::Ingress, "ingress", "source"), (Direction::Egress, "egress", "destination")];
+    let rules = sides.into_iter().flat_map(|(direction, list, side)| {
+        rule_list(written.rules(direction))
+            .iter()
+            .map(move |rule| (rule, format!("spec.{list}[{}].{side}", rule.index)))
+    });
+    let empty = rules.filter_map(|(rule, side)| match &rule.peer {
+        Peers::BackendsOf(service) if world.backends(service).next().is_none() => Some((service, side)),
+        _ => None,
+    });
+    let problem = |(service, side): (&ServiceName, String)| Problem {
+        level: Level::Note,
+        object: policy.reference.to_string(),
+        field: format!("{side}.services"),
+        value: service.to_string(),
+        what: if world.services.contains_key(service) {
+            "the service has no endpoints"
+        } else {
+            "there is no such service"
+        }
+        .to_owned(),
+        effect: "the rule matches nobody".to_owned(),
+    };
+    empty.map(problem).collect()
 }
 
 /// Puts a slice in the place of another one of the same name, which may have been another Service's.
