@@ -14,7 +14,7 @@ use reeve_abi::policy::{
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-const WITH_PORTS: [u8; 4] = [6, 17, 132, 136];
+const WITH_PORTS: [u8; 3] = [6, 17, 132];
 const WITH_TYPES: [u8; 2] = [1, 58];
 
 /// A row with its table.
