@@ -38,7 +38,7 @@ struct Answer {
 
 impl Answer {
     fn value(self) -> PortValue {
-        PortValue { decision: self.decision, verdict: self.verdict, flags: 0 }
+        PortValue { decision: self.decision, verdict: self.verdict, reserved: 0 }
     }
 }
 
