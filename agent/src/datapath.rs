@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod attach;
 pub mod conntrack;
 pub mod discover;
+pub mod endpoints;
 pub mod grace;
 pub mod guard;
 pub mod load;

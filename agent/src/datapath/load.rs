@@ -1,5 +1,6 @@
 //! Loads the programs, with the maps that are pinned already or new ones.
 
+use super::endpoints::Endpoints;
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
 use super::migrate::{self, Aside};
 use aya::maps::{Map, MapData, RingBuf};
@@ -242,7 +243,7 @@ fn declarations(object: &[u8], capacities: &BTreeMap<String, u32>) -> Result<BTr
 
 fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
     Ok(Maps {
-        endpoints: table(programs, "ENDPOINTS")?,
+        endpoints: Endpoints::new(table(programs, "ENDPOINTS")?, table(programs, "GENERATION")?)?,
         addresses: table(programs, "ADDRESSES")?,
         devices: table(programs, "DEVICES")?,
         services: table(programs, "SERVICES")?,

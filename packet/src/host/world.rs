@@ -238,6 +238,7 @@ impl World {
     }
 
     fn at(&mut self, frame: &[u8], ifindex: u32, by: u32) {
+        self.host.generation += 1; // as the agent would, had a test just written an endpoint
         self.host.frame = frame.to_vec();
         self.host.ifindex = ifindex;
         self.host.ingress_ifindex = by;
