@@ -6,6 +6,7 @@ pub mod conntrack;
 pub mod discover;
 pub mod grace;
 pub mod guard;
+pub mod host;
 pub mod load;
 pub mod maps;
 pub mod migrate;

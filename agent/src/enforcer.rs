@@ -14,6 +14,7 @@ mod step;
 use crate::continuity::{CheckpointFile, Missed};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::Guard;
+use crate::datapath::host::HostHook;
 use crate::datapath::maps::Occupancy;
 use crate::datapath::reconcile::Interfaces;
 use crate::datapath::room::AddressRoom;
@@ -34,7 +35,6 @@ use reeve_policy::provenance::{Dictionary, DictionaryEntry};
 use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
@@ -60,10 +60,10 @@ pub struct Enforcer {
     pub(crate) loaded: Loaded,
     pub(crate) attachments: Attachments,
     pub(crate) uplinks: Uplinks,
+    pub(crate) host: HostHook,
     guard: Guard,
     /// Whether nothing unjudged can leave by a device without program.
     pub(crate) guarded: bool,
-    cgroup: PathBuf,
     pub(crate) interfaces: Interfaces,
     pub(crate) directory: Directory,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
@@ -94,6 +94,10 @@ pub struct Enforcer {
     /// Rows of the maps that traffic fills, as they were last counted.
     pub(crate) traffic_rows: Vec<Occupancy>,
     counted_at: Option<Instant>,
+    /// Rows that `DEVICES` should hold.
+    pub(crate) device_rows: usize,
+    /// Rows that `SERVICES` should hold.
+    pub(crate) service_rows: usize,
     dictionary_file: DictionaryFile,
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,

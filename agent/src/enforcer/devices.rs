@@ -24,11 +24,15 @@ impl Enforcer {
             .map(|(ifindex, device)| (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes }))
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
-        reconcile::follow(&maps.devices, &rows)?;
-        let services = reconcile::follow(&maps.services, &services::rows(self.engine.world()));
+        // A row that is missing tells a device's programs less: the pods' have to be the stricter.
         let mut failed: Vec<String> =
-            self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)).collect();
-        failed.extend(self.uplinks.attach_host(&mut self.loaded, &self.cgroup).err().map(|error| sentence(&error)));
+            reconcile::follow(&maps.devices, &rows).err().map(|error| sentence(&error)).into_iter().collect();
+        self.device_rows = rows.len();
+        let rows = services::rows(self.engine.world(), &self.node);
+        let services = reconcile::follow(&maps.services, &rows);
+        self.service_rows = rows.len();
+        failed.extend(self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)));
+        failed.extend(self.host.attach(&mut self.loaded).err().map(|error| sentence(&error)));
         let hooked = self.attachments.attached().chain(self.uplinks.attached()).chain(bridges).collect();
         failed.extend(self.guard.follow(&hooked).err().map(|error| sentence(&error)));
         self.guarded = failed.is_empty();

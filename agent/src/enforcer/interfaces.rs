@@ -6,8 +6,8 @@
 use super::devices::POD_BRIDGE;
 use super::{Enforcer, closed, unmapped};
 use crate::datapath::attach::Look;
-use crate::datapath::discover::{self, Links, Place};
-use crate::datapath::reconcile;
+use crate::datapath::discover::{self, Device, Links, Place};
+use crate::datapath::{MapError, reconcile};
 use crate::seed::TrackedTable;
 use crate::sweep::share;
 use anyhow::Context;
@@ -94,25 +94,19 @@ impl Enforcer {
         if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
             self.seed(workload, image, tracked)?;
         }
-        if device.bridge != 0 {
-            // What passes over the bridge keeps its mark until it reaches a pod.
-            self.loaded.maps.devices.put(&device.bridge, &POD_BRIDGE)?;
-            self.uplinks.release(device.bridge)?;
-        }
         let row = reconcile::endpoint_row(workload, image, &device, self.known());
-        // Without its programs nothing that it sends is marked.
-        let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..row };
-        if let Err(error) = self.loaded.maps.endpoints.put(&device.ifindex, &unmarked) {
+        if let Err(error) = self.put_rows(workload, &device, &row) {
             if error.is_full() {
                 self.attachments.hold(&mut self.loaded, &device.name, device.ifindex)?;
                 self.interfaces.remove(&workload);
                 self.waiting.insert(workload);
-                self.homeless.insert(workload, self.homeless_problem(workload));
+                self.homeless.insert(workload, self.homeless_problem(workload, &error));
             }
             return Err(error.into());
         }
-        let budget = BudgetValue { used: 0, limit: share(self.loaded.maps.flows.capacity()) };
-        self.loaded.maps.budgets.put_new(&workload.0, &budget)?;
+        if device.bridge != 0 {
+            self.uplinks.release(device.bridge)?;
+        }
         if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
             self.metrics.adopted_links.inc();
         }
@@ -127,5 +121,19 @@ impl Enforcer {
             self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
         }
         Ok(())
+    }
+
+    /// What an endpoint's programs look up, before they are attached.
+    fn put_rows(&self, workload: WorkloadId, device: &Device, row: &EndpointValue) -> Result<(), MapError> {
+        let maps = &self.loaded.maps;
+        if device.bridge != 0 {
+            // What passes over the bridge keeps its mark until it reaches a pod.
+            maps.devices.put(&device.bridge, &POD_BRIDGE)?;
+        }
+        let budget = BudgetValue { used: 0, limit: share(maps.flows.capacity()) };
+        maps.budgets.put_new(&workload.0, &budget)?;
+        // Without its programs nothing that it sends is marked.
+        let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..*row };
+        maps.endpoints.put(&device.ifindex, &unmarked)
     }
 }

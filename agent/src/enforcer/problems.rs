@@ -1,6 +1,7 @@
 //! What cannot be honoured, and what has no room in the kernel.
 
 use super::Enforcer;
+use crate::datapath::MapError;
 use crate::datapath::reconcile::Known;
 use reeve_abi::address::Address;
 use reeve_abi::ids::WorkloadId;
@@ -42,16 +43,28 @@ impl Enforcer {
                 effect: "workloads that a policy selects are denied every peer that is not known".to_owned(),
             });
         }
+        let capacity = self.loaded.maps.services.capacity() as usize;
+        if self.service_rows > capacity {
+            problems.push(Problem {
+                level: Level::Warning,
+                object: format!("Node/{}", self.node),
+                field: "map SERVICES".to_owned(),
+                value: capacity.to_string(),
+                what: format!("{} ports of Services have no room", self.service_rows - capacity),
+                effect: "clients from outside that this node's address stands for are judged as masqueraded there"
+                    .to_owned(),
+            });
+        }
         problems
     }
 
-    pub(super) fn homeless_problem(&self, workload: WorkloadId) -> Problem {
+    pub(super) fn homeless_problem(&self, workload: WorkloadId, full: &MapError) -> Problem {
         let pod = self.engine.world().workloads.values().find(|pod| workload_id(&pod.uid) == workload);
         Problem {
             level: Level::Warning,
             object: pod.map_or_else(|| workload.to_string(), |pod| format!("Pod/{}/{}", pod.namespace, pod.name)),
-            field: "map ENDPOINTS".to_owned(),
-            value: self.loaded.maps.endpoints.capacity().to_string(),
+            field: format!("map {}", full.map),
+            value: full.capacity.to_string(),
             what: "there is no room for another endpoint".to_owned(),
             effect: "everything that the pod sends or receives is dropped".to_owned(),
         }

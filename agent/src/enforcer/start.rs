@@ -6,6 +6,7 @@ use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Mechanism, Resumed};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::{self, Guard};
+use crate::datapath::host::HostHook;
 use crate::datapath::reconcile::Interfaces;
 use crate::datapath::room::AddressRoom;
 use crate::datapath::uplinks::Uplinks;
@@ -90,7 +91,7 @@ impl Enforcer {
             uplinks,
             guard: Guard::new(config.mark_mask.shift),
             guarded: true,
-            cgroup: config.cgroup.clone(),
+            host: HostHook::new(&config.cgroup, &config.link_pins()),
             interfaces,
             directory: Directory::new(&manifests),
             local_addresses: BTreeSet::new(),
@@ -110,6 +111,8 @@ impl Enforcer {
             resolving: BTreeMap::new(),
             traffic_rows: Vec::new(),
             counted_at: None,
+            device_rows: 0,
+            service_rows: 0,
             dictionary_file,
             unwritten: Vec::new(),
             dictionary: Arc::new(RwLock::new(Dictionary::load(entries))),
