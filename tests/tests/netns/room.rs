@@ -206,7 +206,7 @@ fn device_without_room_makes_pods_stricter_and_is_named_until_it_goes() {
     let ask = |pod: &Pod| connect(pod.netns(), SocketAddr::new(world, 8080), PATIENCE).map(drop);
     let guarded = |stage: &mut Stage| stage.agent().metric("reeve_hooks", &[("state", "guarded")]).expect("a metric");
     assert!(guarded(&mut stage) > 0.5);
-    stage.node.netns().ip(&["link add late type dummy".to_owned()]).expect("a device");
+    stage.node.netns().ip(&["link add late type bridge".to_owned()]).expect("a device");
     let named = until("the device", LOOK_PATIENCE, || {
         let answer = stage.agent().request("GET", "/readyz")?;
         Ok(answer.body.contains("DEVICES").then_some(()))
