@@ -7,6 +7,7 @@ pub mod discover;
 pub mod endpoints;
 pub mod grace;
 pub mod guard;
+pub mod host;
 pub mod load;
 pub mod maps;
 pub mod migrate;

@@ -61,11 +61,14 @@ pub enum Program {
     Uplink,
     UplinkIn,
     HostIn,
+    OutSpare,
+    InSpare,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn];
+    pub const ALL: [Self; 7] =
+        [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn, Self::OutSpare, Self::InSpare];
 
     fn name(self) -> &'static str {
         match self {
@@ -74,6 +77,8 @@ impl Program {
             Self::Uplink => "reeve_uplink",
             Self::UplinkIn => "reeve_uplink_in",
             Self::HostIn => "reeve_host_in",
+            Self::OutSpare => "reeve_out_spare",
+            Self::InSpare => "reeve_in_spare",
         }
     }
 }

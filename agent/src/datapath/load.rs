@@ -24,6 +24,10 @@ pub const HOLD: &str = "reeve_hold";
 pub const UPLINK: &str = "reeve_uplink";
 /// Program at TC ingress of devices that are no pod's.
 pub const UPLINK_IN: &str = "reeve_uplink_in";
+/// What stands before [`UPLINK`] while that is put first again.
+pub const UPLINK_SPARE: &str = "reeve_out_spare";
+/// What stands before [`UPLINK_IN`] while that is put first again.
+pub const UPLINK_IN_SPARE: &str = "reeve_in_spare";
 /// Program at the ingress of the node's root cgroup.
 pub const HOST_IN: &str = "reeve_host_in";
 
@@ -175,6 +179,15 @@ impl Loaded {
 
     pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
         classifier(&mut self.programs, name)
+    }
+
+    /// A program that is loaded when it is wanted for the first time.
+    pub(super) fn spare(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = classifier(&mut self.programs, name)?;
+        if program.fd().is_err() {
+            patiently(|| program.load()).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+        }
+        Ok(program)
     }
 
     pub(super) fn cgroup_program(&mut self) -> Result<&mut CgroupSkb, LoadError> {

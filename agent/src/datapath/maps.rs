@@ -252,7 +252,14 @@ pub struct Occupancy {
 impl Maps {
     /// Rows of the maps that the reconciler fills are known to it; these are the ones that only reading tells.
     pub fn traffic_occupancy(&self) -> Result<Vec<Occupancy>, MapError> {
-        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?, occupancy(&self.overflow)?])
+        Ok(vec![
+            occupancy(&self.flows)?,
+            occupancy(&self.budgets)?,
+            occupancy(&self.denied)?,
+            occupancy(&self.fragments)?,
+            occupancy(&self.edges)?,
+            occupancy(&self.overflow)?,
+        ])
     }
 }
 

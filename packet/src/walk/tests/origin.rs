@@ -265,7 +265,7 @@ fn what_a_cpu_keeps_of_an_endpoint_counts_until_the_agent_says_that_it_has_writt
     let value = world.host.endpoints[&POD_DEVICE];
     world.host.endpoints.insert(other, EndpointValue { head_ifindex: other, tail_ifindex: other, ..value });
     world.endpoint().address_v4 = POD.address(false);
-    let inside = CLIENT.to(REMOTE, false).udp(1, 2);
+    let inside = CLIENT.to(REMOTE, false).udp(3, 4);
     world.events();
     assert_eq!(world.emits(POD_DEVICE, &inside), Drop);
     assert_eq!(world.event().decision, decision::SPOOFED_SOURCE);
