@@ -111,6 +111,19 @@ fn selectors_of_what_a_pod_inherits_or_lacks_close_the_policy() {
 }
 
 #[test]
+fn labels_that_only_calico_knows_close_a_kubernetes_policy() {
+    for selector in [
+        json!({"matchLabels": {"projectcalico.org/namespace": "n"}}),
+        json!({"matchExpressions": [{"key": "projectcalico.org/serviceaccount", "operator": "DoesNotExist"}]}),
+    ] {
+        let (policy, problems) = lower(json!({"podSelector": selector}), false);
+        assert_eq!(problems.iter().map(|one| one.field.as_str()).collect::<Vec<_>>(), ["spec.podSelector"]);
+        assert_eq!(policy.ingress, Rules::Closed(DefaultDecider::UnreadablePolicy));
+    }
+    assert_eq!(lower(json!({"podSelector": {"matchLabels": {"projectcalico.org/other": "n"}}}), false).1, []);
+}
+
+#[test]
 fn policies_of_versions_that_are_not_known_go_before_all_that_they_may_stand_before() {
     for (version, kind, tier) in [
         ("projectcalico.org/v4", "GlobalNetworkPolicy", "unknown tier (unread)"),
