@@ -73,7 +73,7 @@ impl Enforcer {
             row("PORTS", image.ports.len(), maps.ports.capacity()),
             row("RANGES", image.ranges.len(), maps.ranges.capacity()),
             row("DEVICES", self.device_rows.min(maps.devices.capacity() as usize), maps.devices.capacity()),
-            row("SERVICES", self.service_rows.min(maps.services.capacity() as usize), maps.services.capacity()),
+            row("SERVICES", self.service_rows.len().min(maps.services.capacity() as usize), maps.services.capacity()),
         ];
         rows.extend(self.traffic_rows.iter().map(|one| (one.name, one.entries, one.capacity)));
         rows

@@ -92,6 +92,8 @@ impl Enforcer {
         if self.active == 0 || self.upgrade.is_some() || self.adopt_first {
             return Ok(()); // what should be there is not known, or not there yet
         }
+        self.clear_away()?;
+        self.services_stand = false; // compared with the next step
         self.drift.clear();
         let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
         self.check_attached(&links, Look::Whole);

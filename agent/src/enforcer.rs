@@ -11,6 +11,8 @@ mod problems;
 mod start;
 mod step;
 
+pub use interfaces::Scope;
+
 use crate::continuity::{CheckpointFile, Missed};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::Guard;
@@ -24,13 +26,16 @@ use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::upgrade::Upgrade;
 use crate::watch::files::Directory;
+use reeve_abi::address::Address;
 use reeve_abi::config::Config;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::ids::WorkloadId;
+use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_policy::Preview;
 use reeve_policy::engine::Engine;
 use reeve_policy::model::Problem;
+use reeve_policy::plan::Op;
 use reeve_policy::provenance::{Dictionary, DictionaryEntry};
 use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +60,7 @@ pub struct Meanings {
 
 /// The node's enforcement.
 #[allow(missing_debug_implementations, reason = "holds aya's handles, which have none")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, not one state of several")]
 pub struct Enforcer {
     pub(crate) engine: Engine,
     pub(crate) loaded: Loaded,
@@ -85,6 +91,12 @@ pub struct Enforcer {
     pub(crate) node: String,
     /// The revision that the kernel enforces.
     pub(crate) active: u64,
+    /// Removals of the last plan that nothing waits for.
+    leaving: Vec<Op>,
+    /// Local endpoints with the addresses by which their interface was found.
+    looked: BTreeMap<WorkloadId, [Address; 2]>,
+    /// When every interface was last looked for.
+    looked_at: Option<Instant>,
     /// Local endpoints whose interface has not been found.
     pub(crate) waiting: BTreeSet<WorkloadId>,
     /// Why the agent is not ready.
@@ -97,7 +109,9 @@ pub struct Enforcer {
     /// Rows that `DEVICES` should hold.
     pub(crate) device_rows: usize,
     /// Rows that `SERVICES` should hold.
-    pub(crate) service_rows: usize,
+    pub(crate) service_rows: BTreeMap<ServiceKey, ServiceValue>,
+    /// Whether it was left holding them.
+    pub(crate) services_stand: bool,
     dictionary_file: DictionaryFile,
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,
@@ -116,6 +130,8 @@ pub struct Enforcer {
     pub(crate) upgrade: Option<Upgrade>,
     /// Counts that are told with the next window.
     pub(crate) unplaced: Vec<(EdgeKey, EdgeValue)>,
+    /// Whether something was attached or let go since what stands was last written down.
+    rehung: bool,
     boot: String,
     telling: bool,
     checkpoint_file: CheckpointFile,

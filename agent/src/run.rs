@@ -2,16 +2,20 @@
 
 use crate::admin;
 use crate::config::Config;
-use crate::enforcer::Enforcer;
+use crate::enforcer::{Enforcer, Scope};
 use crate::metrics::Metrics;
 use crate::records::{Live, Recorder};
 use crate::windows::Windows;
 use anyhow::Context;
 use futures_util::StreamExt;
+use netlink_packet_core::NetlinkPayload;
 use notify::Watcher;
 use rtnetlink::MulticastGroup;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -40,7 +44,7 @@ pub enum Question {
 pub enum Wake {
     /// Something in the manifests directory changed.
     Files,
-    /// An interface or a route came or went.
+    /// Interfaces or routes came, went or changed: what was heard is kept apart, as a full queue forgets.
     Interfaces,
     /// Somebody asks.
     Asked(Question, oneshot::Sender<Value>),
@@ -87,7 +91,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (wake, mut woken) = mpsc::channel::<Wake>(1024);
     let _watcher = watch(enforcer.directory.root(), wake.clone())?;
-    listen(wake.clone())?;
+    let heard = Heard::default();
+    listen(wake.clone(), Arc::clone(&heard))?;
     admin::serve(&config, wake, live, Arc::clone(&metrics)).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -102,6 +107,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     report(windows.look(&mut enforcer), "what was counted before cannot be told");
 
     look_patiently(&mut enforcer).await;
+    enforcer.tidy_up();
     let mut looked = tokio::time::Instant::now();
     loop {
         let patience = if enforcer.waiting.is_empty() && enforcer.ready() { LOOK_ANYWAY } else { LOOK_AGAIN };
@@ -130,7 +136,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         };
         let mut asked = Vec::new();
-        let mut look = first.is_none();
+        let anyway = first.is_none();
+        let mut look = anyway;
         if let Some(wake) = first {
             match wake {
                 Wake::Files | Wake::Interfaces => {
@@ -147,16 +154,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
         let begun = Instant::now();
-        if asked.iter().any(|(question, _)| *question == Question::Sync) {
+        let mut scope = std::mem::take(&mut *heard.lock().expect("nobody panics while hearing"));
+        let sync = asked.iter().any(|(question, _)| *question == Question::Sync);
+        if sync {
             look_patiently(&mut enforcer).await;
             looked = tokio::time::Instant::now();
         } else if look {
-            enforcer.step().await;
+            scope.devices |= anyway;
+            enforcer.step(&scope).await;
             looked = tokio::time::Instant::now();
         }
         for (question, answer) in asked {
             // Who asked may have gone.
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));
+        }
+        if sync || look {
+            enforcer.tidy_up();
         }
     }
     report(windows.stop(&mut enforcer), "the last window could not be ended; its counts stay in the kernel");
@@ -180,10 +193,10 @@ fn report(result: anyhow::Result<()>, what: &'static str) {
 
 /// Looks until the bridges have told where their pods are, or have been silent for long enough.
 async fn look_patiently(enforcer: &mut Enforcer) {
-    enforcer.step().await;
+    enforcer.step(&Scope::everything()).await;
     while enforcer.is_resolving() {
         tokio::time::sleep(RESOLVE).await;
-        enforcer.step().await;
+        enforcer.step(&Scope::everything()).await;
     }
 }
 
@@ -218,18 +231,48 @@ fn watch(root: &std::path::Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<not
     Ok(watcher)
 }
 
+/// What was heard of interfaces and routes since the last step.
+type Heard = Arc<Mutex<Scope>>;
+
 /// Hears of interfaces and routes as they come and go: a pod's new device is not to wait for the next look.
-fn listen(wake: mpsc::Sender<Wake>) -> anyhow::Result<()> {
+fn listen(wake: mpsc::Sender<Wake>, heard: Heard) -> anyhow::Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
     let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).context("no netlink socket")?;
     tokio::spawn(connection);
     tokio::spawn(async move {
-        while messages.next().await.is_some() {
+        while let Some((message, _)) = messages.next().await {
+            hear(&message.payload, &mut heard.lock().expect("nobody panics while hearing"));
             // A full queue holds a wake-up already.
             let _ = wake.try_send(Wake::Interfaces);
         }
     });
     Ok(())
+}
+
+/// Notes what a message is about; one that is about nobody in particular is about everybody.
+fn hear(message: &NetlinkPayload<RouteNetlinkMessage>, heard: &mut Scope) {
+    use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
+    match message {
+        NetlinkPayload::InnerMessage(NewLink(_) | DelLink(_)) => heard.devices = true,
+        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => match destination(route) {
+            Some(address) => drop(heard.routes.insert(address)),
+            None => heard.everywhere = true,
+        },
+        _ => heard.everywhere = true,
+    }
+}
+
+/// The one address that a route leads to.
+fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) if route.header.destination_prefix_length == 32 => {
+            Some(IpAddr::V4(*v4))
+        }
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) if route.header.destination_prefix_length == 128 => {
+            Some(IpAddr::V6(*v6))
+        }
+        _ => None,
+    })
 }
 
 /// One agent per run directory; uninstalling, too, needs it for itself.

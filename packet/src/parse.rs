@@ -154,7 +154,7 @@ const HEAD_V6: usize = 62;
 fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
     let h: &[u8; HEAD_V4] = env.head()?;
     let (v6, total, l4) = match (u16::from_be_bytes([h[12], h[13]]), h[14]) {
-        (ETHERTYPE_IPV4, 0x45) if h[20] & 0x3f == 0 && h[21] == 0 => {
+        (ETHERTYPE_IPV4, 0x45) if [h[20] & 0x3f, h[21]] == [0; 2] => {
             packet.hop_limit = h[22];
             packet.protocol = h[23];
             packet.source = Address::v4([h[26], h[27], h[28], h[29]]);

@@ -133,16 +133,44 @@ pub async fn local_addresses(handle: &Handle) -> Result<BTreeSet<IpAddr>, rtnetl
     Ok(found)
 }
 
+/// Who is behind which port of the node's bridges: the neighbour and forwarding tables, read when they are first asked
+/// for.
+#[derive(Clone, Debug, Default)]
+pub struct Bridged(Option<Tables>);
+
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    /// (Bridge, address) -> hardware address.
+    neighbours: BTreeMap<(u32, IpAddr), Vec<u8>>,
+    /// (Bridge, hardware address) -> port.
+    ports: BTreeMap<(u32, Vec<u8>), u32>,
+}
+
+impl Bridged {
+    async fn port(&mut self, handle: &Handle, bridge: u32, address: IpAddr) -> Result<Option<u32>, rtnetlink::Error> {
+        if self.0.is_none() {
+            self.0 = Some(Tables { neighbours: neighbours(handle).await?, ports: forwarding_ports(handle).await? });
+        }
+        let found = self.0.as_ref().and_then(|tables| {
+            let mac = tables.neighbours.get(&(bridge, address))?;
+            tables.ports.get(&(bridge, mac.clone())).copied()
+        });
+        Ok(found)
+    }
+}
+
 /// Finds one pod's device.
-pub async fn find(handle: &Handle, links: &Links, address: IpAddr) -> Result<Place, rtnetlink::Error> {
+pub async fn find(
+    handle: &Handle,
+    links: &Links,
+    bridged: &mut Bridged,
+    address: IpAddr,
+) -> Result<Place, rtnetlink::Error> {
     let Some(ifindex) = route_device(handle, address).await? else { return Ok(Place::Nowhere) };
     let Some(link) = links.0.get(&ifindex) else { return Ok(Place::Nowhere) };
     match link.kind {
         Some(InfoKind::Bridge) => {
-            let port = match neighbour(handle, ifindex, address).await? {
-                Some(mac) => forwarding_port(handle, ifindex, &mac).await?,
-                None => None,
-            };
+            let port = bridged.port(handle, ifindex, address).await?;
             Ok(match port.and_then(|port| Some((port, links.0.get(&port)?))) {
                 // A VXLAN or a NIC in the bridge leads to other nodes, not to one pod.
                 Some((port, link)) if link.kind == Some(InfoKind::Veth) && link.master == ifindex => {
@@ -189,45 +217,42 @@ async fn route_device(handle: &Handle, address: IpAddr) -> Result<Option<u32>, r
     Ok(device)
 }
 
-async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<Option<Vec<u8>>, rtnetlink::Error> {
+async fn neighbours(handle: &Handle) -> Result<BTreeMap<(u32, IpAddr), Vec<u8>>, rtnetlink::Error> {
     let mut dump = handle.neighbours().get().execute();
-    let mut found = None;
+    let mut found = BTreeMap::new();
     while let Some(message) = dump.try_next().await? {
-        if message.header.ifindex != ifindex {
-            continue;
-        }
-        let (mut same, mut mac) = (false, None);
+        let (mut address, mut mac) = (None, None);
         for attribute in message.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => same = IpAddr::V4(v4) == address,
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => same = IpAddr::V6(v6) == address,
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(v6)),
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes),
                 _ => {}
             }
         }
-        if same {
-            found = mac;
+        if let (Some(address), Some(mac)) = (address, mac) {
+            found.insert((message.header.ifindex, address), mac);
         }
     }
     Ok(found)
 }
 
-async fn forwarding_port(handle: &Handle, bridge: u32, mac: &[u8]) -> Result<Option<u32>, rtnetlink::Error> {
+async fn forwarding_ports(handle: &Handle) -> Result<BTreeMap<(u32, Vec<u8>), u32>, rtnetlink::Error> {
     let mut request = handle.neighbours().get();
     request.message_mut().header.family = AddressFamily::Bridge;
     let mut dump = request.execute();
-    let mut found = None;
+    let mut found = BTreeMap::new();
     while let Some(message) = dump.try_next().await? {
-        let (mut same, mut master) = (false, 0);
+        let (mut mac, mut master) = (None, None);
         for attribute in message.attributes {
             match attribute {
-                NeighbourAttribute::LinkLayerAddress(bytes) => same = bytes == mac,
-                NeighbourAttribute::Controller(index) => master = index,
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes),
+                NeighbourAttribute::Controller(index) => master = Some(index),
                 _ => {}
             }
         }
-        if same && master == bridge {
-            found = Some(message.header.ifindex);
+        if let (Some(mac), Some(master)) = (mac, master) {
+            found.insert((master, mac), message.header.ifindex);
         }
     }
     Ok(found)

@@ -92,7 +92,8 @@ pub fn apply(maps: &Maps, ops: &[Op], interfaces: &Interfaces, known: Known) -> 
     Ok(())
 }
 
-fn is_removal(op: &Op) -> bool {
+/// Whether the operation takes away what something may still refer to.
+pub fn is_removal(op: &Op) -> bool {
     use Op::{DeleteAddress, DeleteClass, DeleteNetwork, DeletePeer, DeletePort, DeleteRange};
     matches!(op, DeletePort(_) | DeleteRange(_) | DeletePeer(_) | DeleteClass(_) | DeleteNetwork(_) | DeleteAddress(_))
 }

@@ -1,7 +1,7 @@
 //! Devices behind an address that several pods claim.
 
 use super::{Enforcer, unmapped};
-use crate::datapath::discover::{self, Links, Place};
+use crate::datapath::discover::{self, Bridged, Links, Place};
 use crate::datapath::reconcile;
 use reeve_abi::address::{Address, OWNER_CONTESTED};
 use reeve_policy::image::{EndpointImage, mapped};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 impl Enforcer {
     /// A pod whose address others claim too owns none, so it is not found by it: the device behind a contested address
     /// is closed, unless it is known to be a pod's and enforced as such.
-    pub(super) async fn close_contested(&mut self, links: &Links) -> anyhow::Result<()> {
+    pub(super) async fn close_contested(&mut self, links: &Links, bridged: &mut Bridged) -> anyhow::Result<()> {
         let image = self.engine.image();
         let contested = image.addresses.iter().filter(|(_, value)| value.owner == OWNER_CONTESTED);
         let contested: Vec<IpAddr> = contested.map(|(address, _)| unmapped(address.0)).collect();
@@ -22,7 +22,7 @@ impl Enforcer {
             let here = |pod: &&Arc<Workload>| pod.node == self.node && pod.addresses.contains(&address);
             let Some(claimant) = world.workloads.values().find(here) else { continue };
             let claimant = workload_id(&claimant.uid);
-            let Place::Device(device) = discover::find(&self.handle, links, address).await? else { continue };
+            let Place::Device(device) = discover::find(&self.handle, links, bridged, address).await? else { continue };
             if self.attachments.is_attached(device.ifindex) {
                 continue;
             }

@@ -28,23 +28,31 @@ impl Enforcer {
         let mut failed: Vec<String> =
             reconcile::follow(&maps.devices, &rows).err().map(|error| sentence(&error)).into_iter().collect();
         self.device_rows = rows.len();
-        let rows = services::rows(self.engine.world(), &self.node);
-        let services = reconcile::follow(&maps.services, &rows);
-        self.service_rows = rows.len();
         failed.extend(self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)));
         failed.extend(self.host.attach(&mut self.loaded).err().map(|error| sentence(&error)));
         let hooked = self.attachments.attached().chain(self.uplinks.attached()).chain(bridges).collect();
         failed.extend(self.guard.follow(&hooked).err().map(|error| sentence(&error)));
         self.guarded = failed.is_empty();
         reasons.extend(failed);
-        // A client whom nobody notes is nobody in particular: what is missing here opens nothing.
-        reasons.extend(services.err().map(|error| sentence(&error)));
         let config = self.loaded.maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         let flags = self.config_flags();
         if config.flags != flags {
             self.loaded.maps.config.put(&0, &Config { flags, ..config })?;
         }
         Ok(())
+    }
+
+    /// Tells the programs which addresses and ports stand for others. A client whom nobody notes is nobody in particular:
+    /// what is missing here opens nothing.
+    pub(super) fn follow_services(&mut self, reasons: &mut Vec<String>) {
+        let rows = services::rows(self.engine.world(), &self.node);
+        if self.services_stand && rows == self.service_rows {
+            return;
+        }
+        let failed = reconcile::follow(&self.loaded.maps.services, &rows).err();
+        self.services_stand = failed.is_none();
+        self.service_rows = rows;
+        reasons.extend(failed.map(|error| sentence(&error)));
     }
 
     /// The `CONFIG_*` bits that hold now.

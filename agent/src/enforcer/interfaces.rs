@@ -6,49 +6,119 @@
 use super::devices::POD_BRIDGE;
 use super::{Enforcer, closed, unmapped};
 use crate::datapath::attach::Look;
-use crate::datapath::discover::{self, Device, Links, Place};
+use crate::datapath::discover::{self, Bridged, Device, Links, Place};
 use crate::datapath::{MapError, reconcile};
 use crate::seed::TrackedTable;
 use crate::sweep::share;
 use anyhow::Context;
+use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::EndpointImage;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long programs are taken to stand where they were seen, unless interfaces change.
 const STAND_FOR: Duration = Duration::from_secs(1);
 
+/// Between two looks for every endpoint's device, whatever was heard.
+const LOOK_EVERYWHERE: Duration = Duration::from_secs(30);
+
+/// What a step looks at beside the facts, where pods whose device is not known are looked for in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Every device.
+    pub everywhere: bool,
+    /// Whether devices stand as they stood: those that have changed are looked at, and ports of bridges.
+    pub devices: bool,
+    /// Addresses to which the way has changed.
+    pub routes: BTreeSet<IpAddr>,
+}
+
+impl Scope {
+    /// Everything.
+    pub fn everything() -> Self {
+        Self { everywhere: true, devices: true, routes: BTreeSet::new() }
+    }
+
+    /// Whether nothing was heard of interfaces and routes.
+    fn is_about_facts(&self) -> bool {
+        !self.everywhere && !self.devices && self.routes.is_empty()
+    }
+}
+
 impl Enforcer {
     /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished. What fails
     /// for one endpoint is a reason not to be ready and keeps no other from being enforced.
-    pub(super) async fn find_interfaces(&mut self, reasons: &mut Vec<String>) -> anyhow::Result<()> {
-        let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
-        for (ifindex, _) in self.loaded.maps.endpoints.read()? {
-            if !links.contains(ifindex) {
-                self.loaded.maps.endpoints.delete(&ifindex)?;
-                self.attachments.detach(ifindex)?;
-            }
+    pub(super) async fn find_interfaces(&mut self, scope: &Scope, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        let due = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERYWHERE);
+        // What was not right is looked at whole, until it is.
+        let everywhere = scope.everywhere || due || !self.reasons.is_empty() || self.upgrade.is_some();
+        let endpoints: BTreeMap<WorkloadId, EndpointImage> =
+            self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
+        let contested = self.engine.image().addresses.values().any(|value| value.owner == OWNER_CONTESTED);
+        self.homeless.retain(|id, _| endpoints.contains_key(id));
+        self.waiting.retain(|id| endpoints.contains_key(id));
+        self.resolving.retain(|id, _| endpoints.contains_key(id));
+        self.looked.retain(|id, _| endpoints.contains_key(id));
+        if !everywhere
+            && !contested
+            && scope.is_about_facts()
+            && endpoints.iter().all(|(id, image)| self.is_placed(*id, image))
+        {
+            return Ok(());
         }
-        self.interfaces.retain(|_, device| links.contains(device.ifindex));
-        let stood = self.stood_at.as_ref().is_some_and(|(at, then)| at.elapsed() < STAND_FOR && *then == links);
-        if !stood {
+        let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
+        let changed = self.stood_at.as_ref().is_none_or(|(_, then)| *then != links);
+        if everywhere || changed {
+            for (ifindex, _) in self.loaded.maps.endpoints.read()? {
+                if !links.contains(ifindex) {
+                    self.loaded.maps.endpoints.delete(&ifindex)?;
+                    self.attachments.detach(ifindex)?;
+                }
+            }
+            // One that has another name or bridge than before is looked for anew.
+            self.interfaces.retain(|_, device| links.contains(device.ifindex));
+        }
+        let stood = self.stood_at.as_ref().is_some_and(|(at, _)| at.elapsed() < STAND_FOR);
+        if changed || !stood && !scope.is_about_facts() {
             self.check_attached(&links, Look::Quick);
             self.stood_at = Some((Instant::now(), links.clone()));
         }
-        let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
-        self.homeless.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
-        self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
-        self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
-        let mut tracked = TrackedTable::default();
+        let (mut tracked, mut bridged) = (TrackedTable::default(), Bridged::default());
+        let mut looked = 0;
         for (workload, image) in endpoints {
-            if let Err(error) = self.find_interface(&links, workload, &image, &mut tracked).await {
-                reasons.push(format!("endpoint {workload}: {error:#}"));
+            let here = self.interfaces.get(&workload);
+            let stays = here.is_some_and(|device| {
+                links.device(device.ifindex).as_ref() == Some(device) && (scope.is_about_facts() || device.bridge == 0)
+            });
+            let addresses = [image.address_v4, image.address_v6];
+            let moved = addresses.iter().any(|address| scope.routes.contains(&unmapped(address.0)));
+            if !everywhere && stays && !moved && self.is_placed(workload, &image) {
+                continue;
+            }
+            looked += 1;
+            self.looked.remove(&workload);
+            match self.find_interface(&links, workload, &image, &mut tracked, &mut bridged).await {
+                Ok(()) if self.interfaces.contains_key(&workload) => drop(self.looked.insert(workload, addresses)),
+                Ok(()) => {}
+                Err(error) => reasons.push(format!("endpoint {workload}: {error:#}")),
             }
         }
-        self.close_contested(&links).await?;
-        self.hook_devices(&links, reasons)
+        self.close_contested(&links, &mut bridged).await?;
+        self.rehung |= changed || looked > 0;
+        if everywhere {
+            self.looked_at = Some(Instant::now());
+        }
+        if everywhere || changed || looked > 0 || contested { self.hook_devices(&links, reasons) } else { Ok(()) }
+    }
+
+    /// Whether an endpoint's device was found by the addresses that it has.
+    fn is_placed(&self, workload: WorkloadId, image: &EndpointImage) -> bool {
+        let attached = self.interfaces.get(&workload).is_some_and(|device| self.attachments.is_attached(device.ifindex));
+        attached && self.looked.get(&workload) == Some(&[image.address_v4, image.address_v6])
     }
 
     async fn find_interface(
@@ -57,10 +127,11 @@ impl Enforcer {
         workload: WorkloadId,
         image: &EndpointImage,
         tracked: &mut TrackedTable,
+        bridged: &mut Bridged,
     ) -> anyhow::Result<()> {
         let mut place = Place::Nowhere;
         for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
-            place = discover::find(&self.handle, links, unmapped(address.0)).await?;
+            place = discover::find(&self.handle, links, bridged, unmapped(address.0)).await?;
             if matches!(place, Place::Device(_)) {
                 break;
             }

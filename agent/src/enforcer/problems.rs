@@ -44,13 +44,13 @@ impl Enforcer {
             });
         }
         let capacity = self.loaded.maps.services.capacity() as usize;
-        if self.service_rows > capacity {
+        if self.service_rows.len() > capacity {
             problems.push(Problem {
                 level: Level::Warning,
                 object: format!("Node/{}", self.node),
                 field: "map SERVICES".to_owned(),
                 value: capacity.to_string(),
-                what: format!("{} ports of Services have no room", self.service_rows - capacity),
+                what: format!("{} ports of Services have no room", self.service_rows.len() - capacity),
                 effect: "clients from outside that this node's address stands for are judged as masqueraded there"
                     .to_owned(),
             });

@@ -3,8 +3,10 @@
 //! Invariant: nothing in the kernel changes before every file has been read once; entries are on disk before any map
 //! refers to them.
 
+use super::interfaces::Scope;
 use super::{Enforcer, closed};
 use crate::continuity::Checkpoint;
+use crate::datapath::grace::grace;
 use crate::datapath::reconcile::{self, Known};
 use crate::datapath::room::AddressRoom;
 use crate::datapath::{MapError, adopt, discover};
@@ -26,10 +28,10 @@ const LOOKS_BEFORE_GIVING_UP: u32 = 20;
 impl Enforcer {
     /// Reads the facts and makes the kernel enforce them. What fails is a reason not to be ready and is tried again
     /// with the next step.
-    pub async fn step(&mut self) {
+    pub async fn step(&mut self, scope: &Scope) {
         let begun = Instant::now();
         let mut reasons = Vec::new();
-        if let Err(error) = self.try_step(begun, &mut reasons).await {
+        if let Err(error) = self.try_step(begun, scope, &mut reasons).await {
             reasons.push(format!("{error:#}"));
             self.adopt_first = true;
         }
@@ -37,13 +39,39 @@ impl Enforcer {
             tracing::warn!(reasons = reasons.join("; "), "readiness changed");
             self.reasons = reasons;
         }
+        if std::mem::take(&mut self.rehung) {
+            self.remember();
+        }
+        self.metrics.observe(self);
+    }
+
+    /// What nobody waits for once a step is done: rows that nothing refers to any more go, what traffic fills is
+    /// counted, and what stands is written down.
+    pub fn tidy_up(&mut self) {
+        if let Err(error) = self.clear_away() {
+            self.reasons.push(format!("{:#}", anyhow::Error::from(error)));
+            self.adopt_first = true;
+        }
         self.count_traffic_rows();
+        self.remember();
+    }
+
+    fn remember(&mut self) {
         if self.active > 0
             && let Err(error) = self.checkpoint(self.telling)
         {
             tracing::error!(error = format!("{error:#}"), "the next agent will not be able to prove what it missed");
         }
-        self.metrics.observe(self);
+    }
+
+    /// Takes away what the last plan left for later.
+    pub(crate) fn clear_away(&mut self) -> Result<(), MapError> {
+        let leaving = std::mem::take(&mut self.leaving);
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        grace();
+        reconcile::apply(&self.loaded.maps, &leaving, &self.interfaces, self.known())
     }
 
     /// The kernel cannot say how full a map is: counting reads all of it, so this is done now and then.
@@ -58,7 +86,7 @@ impl Enforcer {
         self.counted_at = Some(Instant::now());
     }
 
-    async fn try_step(&mut self, begun: Instant, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+    async fn try_step(&mut self, begun: Instant, scope: &Scope, reasons: &mut Vec<String>) -> anyhow::Result<()> {
         // What can fail comes before the scan: a change is told by one scan only.
         let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
         let scan = self
@@ -89,7 +117,10 @@ impl Enforcer {
         }
         self.carry_out(&ops)?;
         self.adopt_first = false;
-        self.find_interfaces(reasons).await?;
+        self.find_interfaces(scope, reasons).await?;
+        if !nothing_new || !self.services_stand {
+            self.follow_services(reasons);
+        }
         if self.upgrade.is_some() && !self.is_resolving() && reasons.is_empty() {
             let left = self.finish_upgrade()?;
             self.unplaced.extend(left);
@@ -136,7 +167,10 @@ impl Enforcer {
         Ok(())
     }
 
+    /// Makes the maps hold what the plan leads to. Removals at its end are left for [`Enforcer::clear_away`]: they wait for
+    /// programs that still work with what was before, and enforcement does not wait for them.
     pub(crate) fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        self.clear_away()?;
         // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
         let gone: Vec<WorkloadId> = ops
             .iter()
@@ -158,7 +192,10 @@ impl Enforcer {
             // Before an address is passed over, nobody may take it for one outside the cluster.
             reconcile::set_known(&self.loaded.maps, now)?;
         }
-        reconcile::apply(&self.loaded.maps, &ops, &self.interfaces, now)?;
+        let last = ops.iter().rposition(|op| !reconcile::is_removal(op)).map_or(0, |last| last + 1);
+        let (ops, leaving) = ops.split_at(last);
+        reconcile::apply(&self.loaded.maps, ops, &self.interfaces, now)?;
+        self.leaving = leaving.to_vec();
         if now == Known::All && before == Known::Some {
             reconcile::set_known(&self.loaded.maps, now)?;
         }
