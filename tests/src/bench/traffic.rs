@@ -1,0 +1,245 @@
+//! Traffic that is timed: from one pod of a node to another, a few ms at a time, so that sides can take turns.
+//!
+//! Client and server of what is answered share a thread, which never sleeps: on a busy core a packet's whole way is in
+//! the calls of the sender, and nothing of it is the waking of somebody.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use socket2::{Domain, Socket, Type};
+
+use super::offload::{self, Offload};
+use super::policies::{TCP_PORT, UDP_PORT};
+use super::side::Side;
+use crate::lab::Pod;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a datagram, a request and a response.
+const MESSAGE: [u8; 64] = [7; 64];
+/// Datagrams between two readings of the clock, and such batches in a slice.
+const DATAGRAMS: (u32, u32) = (32, 20);
+/// Requests in a slice.
+const REQUESTS: u32 = 100;
+/// Connections in a slice.
+const CONNECTIONS: usize = 20;
+/// Bytes of one write.
+const WRITE: usize = 128 << 10;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `send()` of a datagram that nobody answers.
+    UdpSend,
+    /// A request and its response on an open connection.
+    TcpRequest,
+    /// Connecting, a request, its response and closing.
+    TcpConnect,
+    /// Bytes through one connection whose segments are large until the receiver.
+    TcpThroughput,
+    /// The same in packets of the wire's size.
+    TcpThroughputNoTso,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::UdpSend, Self::TcpRequest, Self::TcpConnect, Self::TcpThroughput, Self::TcpThroughputNoTso];
+
+    /// In names of measures.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::UdpSend => "udp-send",
+            Self::TcpRequest => "tcp-request",
+            Self::TcpConnect => "tcp-connect",
+            Self::TcpThroughput => "tcp-throughput",
+            Self::TcpThroughputNoTso => "tcp-throughput-no-tso",
+        }
+    }
+
+    /// Whether more is better.
+    pub fn is_throughput(self) -> bool {
+        matches!(self, Self::TcpThroughput | Self::TcpThroughputNoTso)
+    }
+
+    /// Bytes in a slice.
+    fn bytes(self) -> usize {
+        if self == Self::TcpThroughput { 16 << 20 } else { 4 << 20 }
+    }
+
+    /// Slices of each side in a round.
+    pub fn slices(self) -> usize {
+        if self.is_throughput() { 12 } else { 25 }
+    }
+}
+
+/// One side's traffic of a kind.
+pub struct Line(Ends);
+
+enum Ends {
+    Datagrams { sender: UdpSocket, receiver: UdpSocket },
+    Requests { client: TcpStream, server: TcpStream },
+    Connections { client: Pod, listener: TcpListener, to: SocketAddr },
+    Bytes { stream: Option<TcpStream>, bytes: usize, reader: Option<JoinHandle<()>> },
+}
+
+impl Line {
+    /// Opens what the traffic needs on a side.
+    pub fn open(side: &Side, kind: Kind) -> anyhow::Result<Self> {
+        let (client, server) = (&side.client, &side.server);
+        let to = SocketAddr::new(server.v4(), TCP_PORT);
+        if kind == Kind::UdpSend {
+            let receiver = server.netns().run(|| UdpSocket::bind((server.v4(), UDP_PORT)))??;
+            let sender = client.netns().run(|| UdpSocket::bind((client.v4(), 0)))??;
+            sender.connect((server.v4(), UDP_PORT))?;
+            for socket in [&receiver, &sender] {
+                socket.set_read_timeout(Some(PATIENCE))?;
+            }
+            return Ok(Self(Ends::Datagrams { sender, receiver }));
+        }
+        let listener = server.netns().run(|| TcpListener::bind(to))??;
+        if kind == Kind::TcpConnect {
+            return Ok(Self(Ends::Connections { client: client.clone(), listener, to }));
+        }
+        let offload = if kind == Kind::TcpThroughputNoTso { Offload::Off } else { Offload::On };
+        for pod in [client, server] {
+            offload::set(pod.netns(), "eth0", offload)?;
+        }
+        let stream = client.netns().run(|| TcpStream::connect_timeout(&to, PATIENCE))??;
+        let (peer, _) = listener.accept()?;
+        for stream in [&stream, &peer] {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+        }
+        if kind == Kind::TcpRequest {
+            return Ok(Self(Ends::Requests { client: stream, server: peer }));
+        }
+        let bytes = kind.bytes();
+        let reader = std::thread::Builder::new().name("reader".to_owned()).spawn(move || swallow(peer, bytes))?;
+        Ok(Self(Ends::Bytes { stream: Some(stream), bytes, reader: Some(reader) }))
+    }
+
+    /// Adds samples in ns: of one `send()`, one exchange, one connection, or one slice of bytes.
+    pub fn slice(&mut self, samples: &mut Vec<f64>) -> anyhow::Result<()> {
+        match &mut self.0 {
+            Ends::Datagrams { sender, receiver } => datagrams(sender, receiver, samples),
+            Ends::Requests { client, server } => requests(client, server, samples),
+            Ends::Connections { client, listener, to } => connections(client, listener, *to, samples),
+            Ends::Bytes { stream, bytes, .. } => {
+                let stream = stream.as_mut().context("the connection is closed")?;
+                let block = vec![7; WRITE];
+                let begun = Instant::now();
+                for _ in 0..*bytes / WRITE {
+                    stream.write_all(&block)?;
+                }
+                stream.read_exact(&mut [0]).context("the reader does not say that it has everything")?;
+                samples.push(ns_since(begun));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Ends::Bytes { stream, reader, .. } = &mut self.0 {
+            drop(stream.take());
+            if let Some(reader) = reader.take() {
+                // It ends with the connection; a panic in it has been shown.
+                let _ = reader.join();
+            }
+        }
+    }
+}
+
+fn ns_since(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e9
+}
+
+fn datagrams(sender: &UdpSocket, receiver: &UdpSocket, samples: &mut Vec<f64>) -> anyhow::Result<()> {
+    let mut bytes = MESSAGE;
+    // Connection tracking calls `established` what has been answered.
+    sender.send(&MESSAGE)?;
+    let (_, client) = receiver.recv_from(&mut bytes).context("a datagram is lost")?;
+    receiver.send_to(&MESSAGE, client)?;
+    sender.recv(&mut bytes).context("an answer is lost")?;
+    for _ in 0..DATAGRAMS.1 {
+        let begun = Instant::now();
+        for _ in 0..DATAGRAMS.0 {
+            sender.send(&MESSAGE)?;
+        }
+        samples.push(ns_since(begun) / f64::from(DATAGRAMS.0));
+        for _ in 0..DATAGRAMS.0 {
+            receiver.recv(&mut bytes).context("a datagram is lost")?;
+        }
+    }
+    Ok(())
+}
+
+fn requests(client: &mut TcpStream, server: &mut TcpStream, samples: &mut Vec<f64>) -> anyhow::Result<()> {
+    for _ in 0..REQUESTS {
+        let begun = Instant::now();
+        exchange(client, server)?;
+        samples.push(ns_since(begun));
+    }
+    Ok(())
+}
+
+fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> anyhow::Result<()> {
+    let mut bytes = MESSAGE;
+    client.write_all(&MESSAGE)?;
+    server.read_exact(&mut bytes)?;
+    server.write_all(&MESSAGE)?;
+    Ok(client.read_exact(&mut bytes)?)
+}
+
+fn connections(client: &Pod, listener: &TcpListener, to: SocketAddr, samples: &mut Vec<f64>) -> anyhow::Result<()> {
+    let sockets = client.netns().run(|| {
+        (0..CONNECTIONS).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None)).collect::<Result<Vec<_>, _>>()
+    })??;
+    let to = to.into();
+    for socket in sockets {
+        let begun = Instant::now();
+        socket.connect(&to)?;
+        let mut stream = TcpStream::from(socket);
+        let (mut peer, _) = listener.accept()?;
+        exchange(&mut stream, &mut peer)?;
+        drop(stream);
+        let rest = peer.read(&mut [0])?;
+        drop(peer);
+        samples.push(ns_since(begun));
+        anyhow::ensure!(rest == 0, "the client sends more than a request");
+    }
+    Ok(())
+}
+
+/// Reads until the other side closes; says so after every so many bytes.
+fn swallow(mut stream: TcpStream, bytes: usize) {
+    // Without a second core it shares the sender's.
+    let _ = stay_on(1);
+    let _ = stream.set_read_timeout(None);
+    let mut block = vec![0; 256 << 10];
+    let mut left = bytes;
+    while let Ok(length @ 1..) = stream.read(&mut block[..left.min(256 << 10)]) {
+        left -= length;
+        if left == 0 {
+            left = bytes;
+            if stream.write_all(&[1]).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Keeps the calling thread on the nth of the cores that it may use.
+pub fn stay_on(nth: usize) -> anyhow::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let mut one = CpuSet::new();
+    one.set(cores[nth % cores.len()]);
+    sched_setaffinity(None, &one).context("cannot stay on one core")
+}
