@@ -7,7 +7,7 @@ use super::policies::Policies;
 use super::rounds::round;
 use super::rules::Rival;
 use super::side::{Enforcer, Sides, Tracking};
-use super::traffic::{self, Kind, Line};
+use super::traffic::{self, Kind, Line, SLICES};
 
 /// Policies where nobody else is compared with.
 const POLICIES: Policies = Policies(100);
@@ -92,7 +92,7 @@ pub fn rivals() -> Vec<Measure> {
 
 /// See [`measures`].
 pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
-    traffic::stay_on(0)?;
+    traffic::stay_on_one_core()?;
     let enforcers = [Enforcer::Nobody, Enforcer::NobodyAgain, Enforcer::Reeve];
     let sides = Sides::new("bench", &enforcers, POLICIES, Tracking::None)?;
     for kind in Kind::ALL {
@@ -103,7 +103,7 @@ pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
 
 /// See [`rivals`].
 pub fn run_rivals(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
-    traffic::stay_on(0)?;
+    traffic::stay_on_one_core()?;
     for policies in COMPARED {
         let wanted = |kind: &Kind| compared(policies, *kind).iter().any(|one| sheet.wants(&one.name));
         let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(wanted).collect();
@@ -127,7 +127,7 @@ fn compare(sheet: &mut Sheet<'_>, sides: &Sides, kind: Kind, comparisons: &[Comp
     let mut lines = sides.all.iter().map(|side| Line::open(side, kind)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut ratios = vec![Vec::new(); comparisons.len()];
     for nth in 0..=sheet.rounds() {
-        let medians = round(&mut lines, kind.slices(), Line::slice)?;
+        let medians = round(&mut lines, SLICES, Line::slice)?;
         if nth == 0 {
             continue; // it warms
         }

@@ -59,7 +59,8 @@ pub struct Side {
     /// Receives.
     pub server: Pod,
     guest: Pod,
-    node: Node,
+    /// The node of all three.
+    pub node: Node,
 }
 
 /// The sides of a comparison and their lab, which goes last.
@@ -138,8 +139,8 @@ impl Side {
         }
     }
 
-    /// The measured traffic passes; that of the guest passes exactly if nobody enforces, and so does another port.
-    fn prove(&self) -> anyhow::Result<()> {
+    /// Fails unless the measured traffic passes, and that of the guest and at another port exactly if nobody enforces.
+    pub fn prove(&self) -> anyhow::Result<()> {
         let own = self.server.v4();
         let _udp = Server::udp(self.server.netns(), own, UDP_PORT)?;
         let _tcp = Server::tcp(self.server.netns(), own, TCP_PORT)?;

@@ -1,11 +1,10 @@
 //! Traffic that is timed: from one pod of a node to another, a few ms at a time, so that sides can take turns.
 //!
-//! Client and server of what is answered share a thread, which never sleeps: on a busy core a packet's whole way is in
-//! the calls of the sender, and nothing of it is the waking of somebody.
+//! Client and server share a thread, which never sleeps: on a busy core a packet's whole way is in the calls of the
+//! sender, and nothing of it is the waking of somebody.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -23,12 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MESSAGE: [u8; 64] = [7; 64];
 /// Datagrams between two readings of the clock, and such batches in a slice.
 const DATAGRAMS: (u32, u32) = (32, 20);
+/// Slices of each side in a round.
+pub const SLICES: usize = 25;
 /// Requests in a slice.
 const REQUESTS: u32 = 100;
 /// Connections in a slice.
 const CONNECTIONS: usize = 20;
-/// Bytes of one write.
+/// Bytes of one write, which are read before the next one.
 const WRITE: usize = 128 << 10;
+/// Writes of one sample, a MiB.
+const WRITES: u32 = 8;
+/// Samples in a slice.
+const MEBIBYTES: u32 = 4;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,16 +70,6 @@ impl Kind {
     pub fn is_throughput(self) -> bool {
         matches!(self, Self::TcpThroughput | Self::TcpThroughputNoTso)
     }
-
-    /// Bytes in a slice.
-    fn bytes(self) -> usize {
-        if self == Self::TcpThroughput { 16 << 20 } else { 4 << 20 }
-    }
-
-    /// Slices of each side in a round.
-    pub fn slices(self) -> usize {
-        if self.is_throughput() { 12 } else { 25 }
-    }
 }
 
 /// One side's traffic of a kind.
@@ -84,7 +79,7 @@ enum Ends {
     Datagrams { sender: UdpSocket, receiver: UdpSocket },
     Requests { client: TcpStream, server: TcpStream },
     Connections { client: Pod, listener: TcpListener, to: SocketAddr },
-    Bytes { stream: Option<TcpStream>, bytes: usize, reader: Option<JoinHandle<()>> },
+    Bytes { client: TcpStream, server: TcpStream, block: Vec<u8> },
 }
 
 impl Line {
@@ -118,39 +113,25 @@ impl Line {
         if kind == Kind::TcpRequest {
             return Ok(Self(Ends::Requests { client: stream, server: peer }));
         }
-        let bytes = kind.bytes();
-        let reader = std::thread::Builder::new().name("reader".to_owned()).spawn(move || swallow(peer, bytes))?;
-        Ok(Self(Ends::Bytes { stream: Some(stream), bytes, reader: Some(reader) }))
+        Ok(Self(Ends::Bytes { client: stream, server: peer, block: vec![7; WRITE] }))
     }
 
-    /// Adds samples in ns: of one `send()`, one exchange, one connection, or one slice of bytes.
+    /// Adds samples in ns: of one `send()`, one exchange, one connection, or one MiB.
     pub fn slice(&mut self, samples: &mut Vec<f64>) -> anyhow::Result<()> {
         match &mut self.0 {
             Ends::Datagrams { sender, receiver } => datagrams(sender, receiver, samples),
             Ends::Requests { client, server } => requests(client, server, samples),
             Ends::Connections { client, listener, to } => connections(client, listener, *to, samples),
-            Ends::Bytes { stream, bytes, .. } => {
-                let stream = stream.as_mut().context("the connection is closed")?;
-                let block = vec![7; WRITE];
-                let begun = Instant::now();
-                for _ in 0..*bytes / WRITE {
-                    stream.write_all(&block)?;
+            Ends::Bytes { client, server, block } => {
+                for _ in 0..MEBIBYTES {
+                    let begun = Instant::now();
+                    for _ in 0..WRITES {
+                        client.write_all(block)?;
+                        server.read_exact(block).context("bytes are lost")?;
+                    }
+                    samples.push(ns_since(begun));
                 }
-                stream.read_exact(&mut [0]).context("the reader does not say that it has everything")?;
-                samples.push(ns_since(begun));
                 Ok(())
-            }
-        }
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if let Ends::Bytes { stream, reader, .. } = &mut self.0 {
-            drop(stream.take());
-            if let Some(reader) = reader.take() {
-                // It ends with the connection; a panic in it has been shown.
-                let _ = reader.join();
             }
         }
     }
@@ -217,29 +198,11 @@ fn connections(client: &Pod, listener: &TcpListener, to: SocketAddr, samples: &m
     Ok(())
 }
 
-/// Reads until the other side closes; says so after every so many bytes.
-fn swallow(mut stream: TcpStream, bytes: usize) {
-    // Without a second core it shares the sender's.
-    let _ = stay_on(1);
-    let _ = stream.set_read_timeout(None);
-    let mut block = vec![0; 256 << 10];
-    let mut left = bytes;
-    while let Ok(length @ 1..) = stream.read(&mut block[..left.min(256 << 10)]) {
-        left -= length;
-        if left == 0 {
-            left = bytes;
-            if stream.write_all(&[1]).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// Keeps the calling thread on the nth of the cores that it may use.
-pub fn stay_on(nth: usize) -> anyhow::Result<()> {
+/// Keeps the calling thread on the last of the cores that it may use.
+pub fn stay_on_one_core() -> anyhow::Result<()> {
     let allowed = sched_getaffinity(None)?;
-    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let last = (0..CpuSet::MAX_CPU).rfind(|core| allowed.is_set(*core)).context("no core is allowed")?;
     let mut one = CpuSet::new();
-    one.set(cores[nth % cores.len()]);
+    one.set(last);
     sched_setaffinity(None, &one).context("cannot stay on one core")
 }
