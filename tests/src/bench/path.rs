@@ -7,7 +7,7 @@ use super::policies::Policies;
 use super::rounds::round;
 use super::rules::Rival;
 use super::side::{Enforcer, Sides, Tracking};
-use super::traffic::{self, Kind, Line, SLICES};
+use super::traffic::{self, Kind, Line, SLICES, WARMING};
 
 /// Policies where nobody else is compared with.
 const POLICIES: Policies = Policies(100);
@@ -124,13 +124,12 @@ fn compare(sheet: &mut Sheet<'_>, sides: &Sides, kind: Kind, comparisons: &[Comp
     if !comparisons.iter().any(|one| sheet.wants(&one.name)) {
         return Ok(());
     }
-    let mut lines = sides.all.iter().map(|side| Line::open(side, kind)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut ratios = vec![Vec::new(); comparisons.len()];
-    for nth in 0..=sheet.rounds() {
+    for _ in 0..sheet.rounds() {
+        // Anew in each round: what a connection came to by chance is not a side's.
+        let mut lines = sides.all.iter().map(|side| Line::open(side, kind)).collect::<anyhow::Result<Vec<_>>>()?;
+        round(&mut lines, WARMING, Line::slice)?;
         let medians = round(&mut lines, SLICES, Line::slice)?;
-        if nth == 0 {
-            continue; // it warms
-        }
         let of = |enforcer| {
             let index = sides.all.iter().position(|side| side.enforcer == enforcer);
             medians[index.expect("every side that is compared is there")]

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,14 +25,18 @@ const MESSAGE: [u8; 64] = [7; 64];
 const DATAGRAMS: (u32, u32) = (32, 20);
 /// Slices of each side in a round.
 pub const SLICES: usize = 25;
+/// Slices that are not counted, before those.
+pub const WARMING: usize = 3;
 /// Requests in a slice.
 const REQUESTS: u32 = 100;
 /// Connections in a slice.
 const CONNECTIONS: usize = 20;
 /// Bytes of one write, which are read before the next one.
-const WRITE: usize = 128 << 10;
+const WRITE: usize = 64 << 10;
 /// Writes of one sample, a MiB.
-const WRITES: u32 = 8;
+const WRITES: u32 = 16;
+/// Buffers of connections, in bytes: left alone, each connection would come to a size of its own.
+static BUFFER: libc::c_int = 1 << 20;
 /// Samples in a slice.
 const MEBIBYTES: u32 = 4;
 
@@ -96,7 +101,7 @@ impl Line {
             }
             return Ok(Self(Ends::Datagrams { sender, receiver }));
         }
-        let listener = server.netns().run(|| TcpListener::bind(to))??;
+        let listener = server.netns().run(|| listen(to))??;
         if kind == Kind::TcpConnect {
             return Ok(Self(Ends::Connections { client: client.clone(), listener, to }));
         }
@@ -104,7 +109,7 @@ impl Line {
         for pod in [client, server] {
             offload::set(pod.netns(), "eth0", offload)?;
         }
-        let stream = client.netns().run(|| TcpStream::connect_timeout(&to, PATIENCE))??;
+        let stream = client.netns().run(|| connect(to))??;
         let (peer, _) = listener.accept()?;
         for stream in [&stream, &peer] {
             stream.set_read_timeout(Some(PATIENCE))?;
@@ -135,6 +140,35 @@ impl Line {
             }
         }
     }
+}
+
+fn listen(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    fix_buffers(&socket)?;
+    socket.bind(&at.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    fix_buffers(&socket)?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
+}
+
+/// Beyond what ordinary processes may ask for.
+fn fix_buffers(socket: &Socket) -> anyhow::Result<()> {
+    for option in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
+        let length = libc::socklen_t::try_from(size_of_val(&BUFFER))?;
+        // SAFETY: the option's value is a number of that length, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const BUFFER).cast(), length)
+        };
+        anyhow::ensure!(result == 0, "cannot set a buffer's size: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn ns_since(begun: Instant) -> f64 {
