@@ -7,7 +7,7 @@ use super::policies::Policies;
 use super::rounds::round;
 use super::rules::Rival;
 use super::side::{Enforcer, Sides, Tracking};
-use super::traffic::{self, Kind, Line, SLICES, WARMING};
+use super::traffic::{Kind, Line, OneCore, SLICES, WARMING};
 
 /// Policies where nobody else is compared with.
 const POLICIES: Policies = Policies(100);
@@ -92,7 +92,6 @@ pub fn rivals() -> Vec<Measure> {
 
 /// See [`measures`].
 pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
-    traffic::stay_on_one_core()?;
     let enforcers = [Enforcer::Nobody, Enforcer::NobodyAgain, Enforcer::Reeve];
     let sides = Sides::new("bench", &enforcers, POLICIES, Tracking::None)?;
     for kind in Kind::ALL {
@@ -103,7 +102,6 @@ pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
 
 /// See [`rivals`].
 pub fn run_rivals(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
-    traffic::stay_on_one_core()?;
     for policies in COMPARED {
         let wanted = |kind: &Kind| compared(policies, *kind).iter().any(|one| sheet.wants(&one.name));
         let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(wanted).collect();
@@ -124,6 +122,7 @@ fn compare(sheet: &mut Sheet<'_>, sides: &Sides, kind: Kind, comparisons: &[Comp
     if !comparisons.iter().any(|one| sheet.wants(&one.name)) {
         return Ok(());
     }
+    let _core = OneCore::last()?;
     let mut ratios = vec![Vec::new(); comparisons.len()];
     for _ in 0..sheet.rounds() {
         // Anew in each round: what a connection came to by chance is not a side's.

@@ -232,11 +232,24 @@ fn connections(client: &Pod, listener: &TcpListener, to: SocketAddr, samples: &m
     Ok(())
 }
 
-/// Keeps the calling thread on the last of the cores that it may use.
-pub fn stay_on_one_core() -> anyhow::Result<()> {
-    let allowed = sched_getaffinity(None)?;
-    let last = (0..CpuSet::MAX_CPU).rfind(|core| allowed.is_set(*core)).context("no core is allowed")?;
-    let mut one = CpuSet::new();
-    one.set(last);
-    sched_setaffinity(None, &one).context("cannot stay on one core")
+/// Keeps the calling thread on one core while it lives; whom it starts meanwhile stays there too.
+pub struct OneCore(CpuSet);
+
+impl OneCore {
+    /// The last of the cores that the thread may use.
+    pub fn last() -> anyhow::Result<Self> {
+        let allowed = sched_getaffinity(None)?;
+        let last = (0..CpuSet::MAX_CPU).rfind(|core| allowed.is_set(*core)).context("no core is allowed")?;
+        let mut one = CpuSet::new();
+        one.set(last);
+        sched_setaffinity(None, &one).context("cannot stay on one core")?;
+        Ok(Self(allowed))
+    }
+}
+
+impl Drop for OneCore {
+    fn drop(&mut self) {
+        // What was allowed before still is, or the thread stays where it is.
+        let _ = sched_setaffinity(None, &self.0);
+    }
 }
