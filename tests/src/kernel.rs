@@ -29,18 +29,21 @@ use std::sync::Barrier;
 
 pub use rows::Rows;
 
+/// Entries of maps where they are not as in production, by name; of `EVENTS` bytes.
+pub type Sizes<'a> = &'a [(&'a str, u32)];
+
 /// Maps that are preallocated or large in production, and entries that are enough for tests.
 const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENTS", 1_024), ("EVENTS", 1 << 20)];
 
 /// `struct __sk_buff`, in bytes, and where a test run reads it.
-const CONTEXT_BYTES: usize = 192;
-const CONTEXT_MARK: usize = 8;
+pub(crate) const CONTEXT_BYTES: usize = 192;
+pub(crate) const CONTEXT_MARK: usize = 8;
 const CONTEXT_INGRESS_IFINDEX: usize = 36;
 const CONTEXT_IFINDEX: usize = 40;
 const CONTEXT_GSO_SEGMENTS: usize = 164;
 const CONTEXT_GSO_SIZE: usize = 176;
 
-const TC_ACT_UNSPEC: i32 = -1;
+pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
 
 /// The programs, loaded and verified, with maps of their own.
@@ -133,11 +136,29 @@ impl Kernel {
     /// Loads the object that `REEVE_BPF_OBJECT` names and moves the calling thread into a network namespace of its own,
     /// where interfaces are made as they are asked for.
     pub fn load() -> anyhow::Result<Self> {
+        Self::load_with(&SMALL)
+    }
+
+    /// The same with other sizes of maps; of those that are not named as in production.
+    pub fn load_with(sizes: Sizes<'_>) -> anyhow::Result<Self> {
+        // SAFETY: only this thread's view of the network changes.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .context("cannot make a network namespace")?;
+        Self::load_here(sizes)
+    }
+
+    /// The programs once more with maps of their own, in the network namespace of this thread: two that take turns, whose
+    /// interfaces have different indices.
+    pub fn load_beside(&self, sizes: Sizes<'_>) -> anyhow::Result<Self> {
+        Self::load_here(sizes)
+    }
+
+    fn load_here(sizes: Sizes<'_>) -> anyhow::Result<Self> {
         let path = std::env::var_os("REEVE_BPF_OBJECT").context("REEVE_BPF_OBJECT is not set")?;
         let object = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut loader = EbpfLoader::new();
-        for (map, entries) in SMALL {
-            loader.map_max_entries(map, entries);
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
         }
         let mut programs = loader.load(&object).context("cannot load the object")?;
         for program in Program::ALL {
@@ -160,9 +181,6 @@ impl Kernel {
             loaded.with_context(|| format!("the verifier refuses {name}"))?;
         }
         let events = RingBuf::try_from(programs.take_map("EVENTS").context("the object lacks EVENTS")?)?;
-        // SAFETY: only this thread's view of the network changes.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-            .context("cannot make a network namespace")?;
         let kernel = Self { programs, events, interfaces: HashSet::new(), not_send: PhantomData };
         kernel.config().put(&0, &Config::DEFAULT)?;
         Ok(kernel)
@@ -196,9 +214,7 @@ impl Kernel {
     /// Writes an endpoint under its interface index, in both copies of it; the interface is made if it is not there.
     pub fn set_endpoint(&mut self, ifindex: u32, value: EndpointValue) -> anyhow::Result<()> {
         self.interface(ifindex)?;
-        let value =
-            EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, tail_revision: value.head_revision, ..value };
-        self.endpoints().put(&ifindex, &value)
+        self.endpoints().put(&ifindex, &image::at(ifindex, value))
     }
 
     /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
@@ -329,6 +345,16 @@ impl Kernel {
         info.verified_instruction_count().context("this kernel does not tell")
     }
 
+    /// A program, to be called by others.
+    pub fn program_fd(&self, hook: Hook) -> anyhow::Result<BorrowedFd<'_>> {
+        Ok(self.program(hook)?.fd()?.as_fd())
+    }
+
+    /// The map of flows, to be read by others.
+    pub fn flows_fd(&self) -> BorrowedFd<'_> {
+        self.fd("FLOWS")
+    }
+
     fn program(&self, hook: Hook) -> anyhow::Result<&SchedClassifier> {
         let name = Program::from(hook).name();
         match self.programs.program(name) {
@@ -394,7 +420,8 @@ impl Kernel {
         self.rows("EDGES")
     }
 
-    fn take_events(&mut self) -> Vec<Event> {
+    /// What was told since this was asked last.
+    pub fn take_events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
             events.push(bytemuck::pod_read_unaligned(&item));
@@ -404,7 +431,7 @@ impl Kernel {
 
     /// Makes an interface with this index in the thread's namespace, once: a test run wants one that exists. It is a
     /// bridge without ports, because not every kernel has dummy devices.
-    fn interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
+    pub(crate) fn interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
         self.renew()?;
         if ifindex <= 1 || !self.interfaces.insert(ifindex) {
             return Ok(());
@@ -438,7 +465,7 @@ impl Kernel {
 }
 
 /// `struct __sk_buff` for a run at an interface.
-fn context(ifindex: u32, ingress_ifindex: u32, mark: u32) -> [u8; CONTEXT_BYTES] {
+pub(crate) fn context(ifindex: u32, ingress_ifindex: u32, mark: u32) -> [u8; CONTEXT_BYTES] {
     let mut context = [0_u8; CONTEXT_BYTES];
     context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
     context[CONTEXT_INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());

@@ -3,6 +3,7 @@
 //! Nothing here knows how the agent works inside: it is started as a program and watched through its socket, its
 //! records and its metrics, as an operator would.
 
+pub mod bench;
 pub mod demo;
 pub mod frames;
 pub mod judge;

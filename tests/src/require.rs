@@ -13,7 +13,7 @@ pub enum Capability {
     Bpf,
     /// Network namespaces can be made with iproute2.
     Netns,
-    /// nftables and iptables are installed.
+    /// nftables, iptables and ipset are installed.
     Nat,
     /// A cgroup2 hierarchy is mounted.
     Cgroup,

@@ -44,7 +44,8 @@ pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("bpftool", "bpftool")?;
     packages::need("nft", "nftables")?;
     packages::need("iptables-nft-restore", "iptables")?;
-    say("lab", "iproute2, bpftool, nftables, iptables");
+    packages::need("ipset", "ipset")?;
+    say("lab", "iproute2, bpftool, nftables, iptables, ipset");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

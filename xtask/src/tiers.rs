@@ -44,7 +44,7 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "demo"],
+            Self::Netns => &["lab", "netns", "services", "demo", "bench"],
             Self::Judges => &["judges"],
         }
     }

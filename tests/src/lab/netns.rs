@@ -86,7 +86,7 @@ impl Netns {
     }
 
     /// Runs a program inside that reads `input`.
-    pub(super) fn feed(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
+    pub(crate) fn feed(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
         self.run(|| ip::feed(command, Some(input)))?
     }
 

@@ -101,7 +101,7 @@ pub struct Service {
 pub fn rules_programs() -> Result<(), &'static str> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let there = |program: &&str| std::env::split_paths(&paths).any(|path| path.join(program).is_file());
-    match ["nft", "iptables-nft-restore", "ip6tables-nft-restore"].iter().find(|program| !there(program)) {
+    match ["nft", "iptables-nft-restore", "ip6tables-nft-restore", "ipset"].iter().find(|program| !there(program)) {
         Some(missing) => Err(missing),
         None => Ok(()),
     }
