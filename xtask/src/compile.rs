@@ -1,10 +1,12 @@
 //! Builds the eBPF object, and then the programs that embed or load it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use crate::places::Places;
 use crate::process;
@@ -48,6 +50,41 @@ pub(crate) fn programs(places: &Places, profile: Profile, packages: &[&str]) -> 
         cargo.args(["-p", package]);
     }
     process::run(&mut cargo)
+}
+
+/// Programs that hold the tests of these files in `tests/tests`, by the file's name.
+pub(crate) fn test_programs(
+    places: &Places,
+    profile: Profile,
+    files: &[&str],
+) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = cargo_with_object(places);
+    cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+    // With all of them, dependencies have the features that `everything` builds them with: nothing is built twice.
+    for package in PROGRAMS {
+        cargo.args(["-p", package]);
+    }
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run cargo test")?;
+    if !output.status.success() {
+        bail!("cargo test does not build tests/{files:?} ({})", output.status);
+    }
+    let mut programs = BTreeMap::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let message: Value = serde_json::from_slice(line).context("cargo prints a message that is no JSON")?;
+        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+            programs.insert(name.to_owned(), path.into());
+        }
+    }
+    match files.iter().find(|file| !programs.contains_key(**file)) {
+        Some(file) => bail!("cargo test names no program for tests/{file}.rs"),
+        None => Ok(programs),
+    }
 }
 
 /// The host's cargo, told where the eBPF object is.
