@@ -3,23 +3,34 @@
 use crate::ids::{IdentityId, WorkloadId};
 use bytemuck::{Pod, Zeroable};
 
-/// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`, in network byte order.
-#[repr(transparent)]
+/// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`, in network byte order. Aligned, so that a compiler for
+/// BPF copies and compares words and not bytes.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Address(pub [u8; 16]);
+
+/// Third word of a mapped IPv4 address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Address {
     /// Maps four IPv4 octets.
     #[inline]
     pub const fn v4(o: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, o[0], o[1], o[2], o[3]])
+        Self::of_words([0, 0, MAPPED, u32::from_ne_bytes(o)])
+    }
+
+    /// From words whose bytes in memory are in network byte order.
+    #[inline]
+    pub const fn of_words(words: [u32; 4]) -> Self {
+        // SAFETY: sixteen bytes of any value, both.
+        Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 
     /// Whether this is a mapped IPv4 address.
     #[inline]
     pub fn is_v4(&self) -> bool {
         let words: [u32; 4] = bytemuck::cast(self.0);
-        words[0] == 0 && words[1] == 0 && words[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+        words[0] == 0 && words[1] == 0 && words[2] == MAPPED
     }
 }
 

@@ -166,8 +166,9 @@ fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
             let h: &[u8; HEAD_V6] = env.head()?;
             packet.hop_limit = h[21];
             packet.protocol = h[20];
-            packet.source.0.copy_from_slice(&h[22..38]);
-            packet.destination.0.copy_from_slice(&h[38..54]);
+            let word = |at: usize| u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
+            packet.source = Address::of_words([word(22), word(26), word(30), word(34)]);
+            packet.destination = Address::of_words([word(38), word(42), word(46), word(50)]);
             packet.identification = 0;
             if packet.source.is_v4() || packet.destination.is_v4() {
                 return None;

@@ -1,10 +1,12 @@
 //! Builds the eBPF object, and then the programs that embed or load it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use crate::places::Places;
 use crate::process;
@@ -50,6 +52,41 @@ pub(crate) fn programs(places: &Places, profile: Profile, packages: &[&str]) -> 
     process::run(&mut cargo)
 }
 
+/// Programs that hold the tests of these files in `tests/tests`, by the file's name.
+pub(crate) fn test_programs(
+    places: &Places,
+    profile: Profile,
+    files: &[&str],
+) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = cargo_with_object(places);
+    cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+    // With all of them, dependencies have the features that `everything` builds them with: nothing is built twice.
+    for package in PROGRAMS {
+        cargo.args(["-p", package]);
+    }
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run cargo test")?;
+    if !output.status.success() {
+        bail!("cargo test does not build tests/{files:?} ({})", output.status);
+    }
+    let mut programs = BTreeMap::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let message: Value = serde_json::from_slice(line).context("cargo prints a message that is no JSON")?;
+        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+            programs.insert(name.to_owned(), path.into());
+        }
+    }
+    match files.iter().find(|file| !programs.contains_key(**file)) {
+        Some(file) => bail!("cargo test names no program for tests/{file}.rs"),
+        None => Ok(programs),
+    }
+}
+
 /// The host's cargo, told where the eBPF object is.
 pub(crate) fn cargo_with_object(places: &Places) -> Command {
     let mut cargo = process::cargo();
@@ -66,9 +103,15 @@ pub(crate) fn program(places: &Places, profile: Profile, name: &str) -> PathBuf 
 pub(crate) fn bpf_object(places: &Places) -> anyhow::Result<PathBuf> {
     let tools = setup::bpf_tools(places)?;
     let target = places.target.join("ebpf");
-    let flags =
-        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", &format!("-Clinker={}", tools.linker.path.display())]
-            .join("\u{1f}");
+    let flags = [
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Ctarget-cpu=v3",
+        // Kernels before 6.2 refuse a loop whose body falls through into its own beginning, which placing blocks makes.
+        "-Clink-arg=--llvm-args=-disable-block-placement",
+        &format!("-Clinker={}", tools.linker.path.display()),
+    ]
+    .join("\u{1f}");
     let mut cargo = tools.compiler.cargo();
     cargo
         .args(["build", "--release", "--target", "bpfel-unknown-none", "-Z", "build-std=core"])

@@ -3,6 +3,7 @@
 mod compile;
 mod demo;
 mod fuzz;
+mod kernels;
 mod lint;
 mod mutants;
 mod places;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::compile::Profile;
+use crate::fuzz::Purpose;
 use crate::places::Places;
 use crate::tiers::{JudgeOptions, Tier};
 
@@ -49,9 +51,9 @@ enum Command {
         #[arg(long)]
         dev: bool,
     },
-    /// Run the tests: one tier, or all in order with the fast ones first.
+    /// Run the tests: one tier, or all in order with the fast ones first, but not on other kernels.
     Test {
-        /// Which tier; without it all of them.
+        /// Which tier; without it all but `kernels`.
         tier: Option<Tier>,
         /// How many random worlds the judges look at.
         #[arg(long, value_name = "N")]
@@ -85,6 +87,9 @@ enum Command {
         /// How long each runs.
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
+        /// Do not look for failures: keep the smallest set of inputs that reaches as much as all do, as seeds.
+        #[arg(long, conflicts_with = "seconds")]
+        minimise: bool,
     },
     /// Check formatting, clippy, rustdoc and dependencies; warnings are errors (needs no root).
     Lint,
@@ -124,7 +129,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             };
             mutants::run(&places, &choice)?;
         }
-        Command::Fuzz { target, seconds } => fuzz::run(&places, target.as_deref(), *seconds)?,
+        Command::Fuzz { target, seconds, minimise } => {
+            let purpose = if *minimise { Purpose::Minimise } else { Purpose::Find { seconds: *seconds } };
+            fuzz::run(&places, target.as_deref(), purpose)?;
+        }
         Command::Lint => lint::run(&places)?,
         Command::Tidy => tidy::run(&places)?,
     }

@@ -1,8 +1,10 @@
 //! Installs or builds what is missing, each command only the part that it needs, and says what it chose.
 
 mod compiler;
+mod emulator;
 mod linker;
 mod packages;
+mod suites;
 
 use std::fs;
 use std::process::Command;
@@ -13,7 +15,10 @@ use crate::places::Places;
 use crate::process;
 
 pub(crate) use compiler::Compiler;
+pub(crate) use emulator::{EMULATOR, emulator};
 pub(crate) use linker::Linker;
+pub(crate) use packages::need;
+pub(crate) use suites::{Archive, Suites};
 
 const BPFFS: &str = "/sys/fs/bpf";
 

@@ -9,11 +9,12 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use crate::compile::{self, Profile};
+use crate::kernels;
 use crate::places::Places;
 use crate::process;
 use crate::setup;
 
-use count::Count;
+pub(crate) use count::Count;
 
 /// A group of tests with the same needs, fastest first.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
@@ -26,6 +27,8 @@ pub(crate) enum Tier {
     Netns,
     /// Three judges agree on random worlds; needs root.
     Judges,
+    /// The kernel tier and some real traffic on other kernels, emulated; only when asked for by name.
+    Kernels,
 }
 
 /// What only the judges tier listens to.
@@ -46,11 +49,13 @@ impl Tier {
             Self::Kernel => &["kernel"],
             Self::Netns => &["lab", "netns", "services", "demo", "bench"],
             Self::Judges => &["judges"],
+            // Those of other tiers.
+            Self::Kernels => &["kernel", "netns"],
         }
     }
 }
 
-/// Runs one tier or all; the very last line is `N passed, N failed`, and only if that is known.
+/// Runs one tier, or all but the one of other kernels; the very last line is `N passed, N failed`, and only if that is known.
 pub(crate) fn run(
     places: &Places,
     tier: Option<Tier>,
@@ -64,7 +69,7 @@ pub(crate) fn run(
         }
         run_tier(places, tier, judges, arguments, &mut total)?;
     } else {
-        for tier in Tier::value_variants() {
+        for tier in Tier::value_variants().iter().filter(|tier| **tier != Tier::Kernels) {
             if *tier == Tier::Unit || !present(places, *tier).is_empty() {
                 run_tier(places, *tier, judges, arguments, &mut total)?;
             } else {
@@ -93,6 +98,9 @@ fn run_tier(
     total: &mut Count,
 ) -> anyhow::Result<()> {
     println!("== {} ==", format!("{tier:?}").to_lowercase());
+    if tier == Tier::Kernels {
+        return kernels::run(places, arguments, total);
+    }
     let files = present(places, tier);
     if tier == Tier::Unit {
         let mut cargo = process::cargo();

@@ -117,7 +117,8 @@ impl Enforcer {
 
     /// Whether an endpoint's device was found by the addresses that it has.
     fn is_placed(&self, workload: WorkloadId, image: &EndpointImage) -> bool {
-        let attached = self.interfaces.get(&workload).is_some_and(|device| self.attachments.is_attached(device.ifindex));
+        let attached =
+            self.interfaces.get(&workload).is_some_and(|device| self.attachments.is_attached(device.ifindex));
         attached && self.looked.get(&workload) == Some(&[image.address_v4, image.address_v6])
     }
 

@@ -9,7 +9,7 @@ use super::{need_root, say};
 use crate::process;
 
 /// Installs `package` unless its program is there.
-pub(super) fn need(program: &str, package: &str) -> anyhow::Result<()> {
+pub(crate) fn need(program: &str, package: &str) -> anyhow::Result<()> {
     if process::in_path(program).is_some() {
         return Ok(());
     }

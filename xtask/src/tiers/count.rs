@@ -5,15 +5,15 @@ use std::ops::AddAssign;
 
 /// How tests went; a test that skipped itself counts as skipped, although libtest calls it passed.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(super) struct Count {
+pub(crate) struct Count {
     passed: u64,
-    pub(super) failed: u64,
+    pub(crate) failed: u64,
     pub(super) skipped: u64,
 }
 
 impl Count {
     /// Reads one line of output.
-    pub(super) fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         // With one thread libtest prints a test's name before the test runs, on the same line.
         if line.starts_with("SKIP ") || line.contains("... SKIP ") {
             self.skipped += 1;
