@@ -8,7 +8,7 @@ mod matching;
 use crate::model::{
     Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Peers, Policy, PolicyRef, Rule, RuleRef,
 };
-use crate::model::{Rules, Step, Tier, TierDefault, Tiers, Verdict, Workload, World};
+use crate::model::{Rules, Step, Tier, TierDefault, Tiers, TrafficMatch, Verdict, Workload, World};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -158,7 +158,7 @@ fn judge_by(world: &World, tiers: &Tiers, query: &Query) -> Decision {
 }
 
 /// Would `source` reach `destination`, and who says so. `port` as in [`Query`]. What this node's address sends to a pod
-/// of this node is taken to be made by a process of the node.
+/// of this node is taken to be made by a process of the node, and what a pod sends to itself is let through.
 pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Explanation {
     let (from, to) = (owner(world, source), owner(world, destination));
     let query = |subject: &Arc<Workload>, direction, own, peer| Query {
@@ -170,6 +170,15 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
         port,
     };
     let mut staged = Previews::default();
+    if let (Owner::Workload(sender), Owner::Workload(receiver)) = (&from, &to)
+        && sender.uid == receiver.uid
+    {
+        // By way of a Service, or within the pod: no policy is asked.
+        let itself = || by_default(Verdict::Allow, DefaultDecider::ToItself, Vec::new());
+        let ends = [sender, receiver].map(|pod| Some((Arc::clone(pod), itself())));
+        let [egress, ingress] = ends;
+        return Explanation { egress, ingress, verdict: Verdict::Allow, staged };
+    }
     let egress = match &from {
         Owner::Workload(subject) => {
             let query = query(subject, Direction::Egress, source, destination);
@@ -339,6 +348,34 @@ fn matching_action(world: &World, rule: &Rule, query: &Query) -> Option<Action> 
         Action::Deny | Action::Pass | Action::DenyUnreadable if selected || excluded => Some(Action::DenyUnreadable),
         Action::Deny | Action::Pass | Action::DenyUnreadable => rule_matches(world, rule, query).then_some(rule.action),
     }
+}
+
+/// Positions in the lists of a rule, as far as it has lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Alternatives {
+    /// In `Peers::OneOf`.
+    pub peer: Option<usize>,
+    /// In `Traffic::any_of`.
+    pub traffic: Option<usize>,
+}
+
+/// By which of its alternatives a rule matches a flow, the first where several do; `None`: it does not match.
+pub fn alternatives(world: &World, rule: &Rule, query: &Query) -> Option<Alternatives> {
+    if !rule_matches(world, rule, query) {
+        return None;
+    }
+    let (address, of_peer) = (query.peer.to_canonical(), owner(world, query.peer));
+    let destination = match query.direction {
+        Direction::Ingress => Owner::Workload(Arc::clone(&query.subject)),
+        Direction::Egress => of_peer.clone(),
+    };
+    let peer = match &rule.peer {
+        Peers::OneOf(list) => list.iter().position(|one| matching::peer(world, one, &of_peer, address)),
+        Peers::Anyone | Peers::Nobody | Peers::BackendsOf(_) => None,
+    };
+    let matches = |one: &TrafficMatch| matching::one_traffic(one, query.protocol, query.port, &destination);
+    let traffic = rule.traffic.any_of.iter().flatten().position(matches);
+    Some(Alternatives { peer, traffic })
 }
 
 /// A rule matches if everything that it says holds.

@@ -2,6 +2,7 @@
 //!
 //! Adding a judge means implementing [`Judge`] and adding it to the list that a test asks.
 
+mod coverage;
 mod kernel;
 
 use std::net::IpAddr;
@@ -9,14 +10,15 @@ use std::sync::Arc;
 
 use reeve_policy::engine::Engine;
 use reeve_policy::image::mapped;
-use reeve_policy::model::{Decision, Direction, Family, Workload};
+use reeve_policy::model::{Decider, Decision, DefaultDecider, Direction, Family, Verdict, Workload};
 use reeve_policy::oracle::{self, Owner, Query};
 use reeve_policy::provenance::workload_id;
 
 use crate::nat::Way;
 use crate::worlds::{Flow, NODE};
 
-pub use kernel::InKernel;
+pub use coverage::Coverage;
+pub use kernel::{InKernel, first_packet};
 
 /// A flow at the pod of this node that it leaves or reaches.
 #[derive(Clone, Debug)]
@@ -58,6 +60,35 @@ impl Case {
         if self.direction == Direction::Egress { self.flow.destination } else { self.flow.source }
     }
 
+    /// The question to the oracle.
+    pub fn query(&self) -> Query {
+        Query {
+            subject: Arc::clone(&self.subject),
+            direction: self.direction,
+            own: self.own(),
+            peer: self.peer(),
+            protocol: self.flow.protocol,
+            port: self.flow.port,
+        }
+    }
+
+    /// The decision that no policy has a part in, if it is one: about what a pod sends to itself, and what the own node
+    /// sends.
+    fn without_policy(&self) -> Option<Decision> {
+        let default = match self.way {
+            Way::OwnProcess => DefaultDecider::OwnNode,
+            Way::Translated { .. } if self.flow.source == self.flow.destination => DefaultDecider::ToItself,
+            Way::Direct | Way::Translated { .. } => return None,
+        };
+        Some(Decision {
+            verdict: Verdict::Allow,
+            decider: Decider::Default(default),
+            path: Vec::new(),
+            isolating: Vec::new(),
+            also: Vec::new(),
+        })
+    }
+
     /// The flow's family.
     pub fn family(&self) -> Family {
         if self.flow.source.is_ipv4() { Family::V4 } else { Family::V6 }
@@ -88,16 +119,35 @@ impl Judge for Oracle {
     fn prepare(&mut self, _: &Engine) {}
 
     fn decide(&mut self, engine: &Engine, case: &Case) -> Result<Decision, String> {
-        let query = Query {
-            subject: Arc::clone(&case.subject),
-            direction: case.direction,
-            own: case.own(),
-            peer: case.peer(),
-            protocol: case.flow.protocol,
-            port: case.flow.port,
-        };
-        Ok(oracle::judge(engine.world(), &query))
+        if case.without_policy().is_some() {
+            let flow = &case.flow;
+            let told = oracle::explain(engine.world(), flow.source, flow.destination, flow.protocol, flow.port);
+            let end = if case.direction == Direction::Ingress { told.ingress } else { told.egress };
+            return end.map(|(_, decision)| decision).ok_or_else(|| "this end is no pod".to_owned());
+        }
+        Ok(oracle::judge(engine.world(), &case.query()))
     }
+}
+
+/// What staged policies would decide about a case, or what oracle and compiler say of it if they say different things.
+pub fn preview(engine: &Engine, case: &Case) -> Result<Option<Decision>, String> {
+    if case.without_policy().is_some() {
+        return Ok(None);
+    }
+    let judged = oracle::preview(engine.world(), &case.query());
+    let peer = mapped(case.peer());
+    let known = engine.image().addresses.get(&peer).map(|value| value.identity);
+    let identity = known.unwrap_or_else(|| engine.image().network_of(peer));
+    let seen = engine.dictionary().get_identity(identity);
+    let compiled = engine.preview().decide(
+        workload_id(&case.subject.uid),
+        case.direction,
+        case.family(),
+        &seen.ok_or_else(|| format!("identity {identity} is not in the dictionary"))?,
+        case.flow.protocol,
+        case.flow.port,
+    );
+    if compiled == judged { Ok(judged) } else { Err(format!("preview: oracle {judged:?}, compiler {compiled:?}\n")) }
 }
 
 /// The look-up in the compiled image.
@@ -112,6 +162,9 @@ impl Judge for CompiledImage {
     fn prepare(&mut self, _: &Engine) {}
 
     fn decide(&mut self, engine: &Engine, case: &Case) -> Result<Decision, String> {
+        if let Some(decision) = case.without_policy() {
+            return Ok(decision); // the image has no part in it
+        }
         let subject = workload_id(&case.subject.uid);
         let id = engine
             .image()

@@ -44,7 +44,8 @@ pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("bpftool", "bpftool")?;
     packages::need("nft", "nftables")?;
     packages::need("iptables-nft-restore", "iptables")?;
-    say("lab", "iproute2, bpftool, nftables, iptables");
+    packages::need("faketime", "faketime")?;
+    say("lab", "iproute2, bpftool, nftables, iptables, faketime");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

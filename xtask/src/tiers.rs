@@ -44,8 +44,8 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "demo"],
-            Self::Judges => &["judges"],
+            Self::Netns => &["lab", "netns", "services", "faults", "demo"],
+            Self::Judges => &["judges", "histories"],
         }
     }
 }

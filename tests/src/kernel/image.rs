@@ -3,9 +3,11 @@
 use super::Kernel;
 use anyhow::Context;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
-use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue};
+use reeve_abi::endpoint::{
+    ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, ENDPOINT_READY, EndpointValue,
+};
 use reeve_abi::ids::WorkloadId;
-use reeve_policy::image::Image;
+use reeve_policy::image::{EndpointImage, Image};
 use std::collections::HashMap;
 
 impl Kernel {
@@ -23,8 +25,7 @@ impl Kernel {
         self.ports().clear()?;
         self.ranges().clear()?;
         for (key, value) in &image.addresses {
-            let local = if value.owner == OWNER_LOCAL_POD { device.get(&value.workload).copied() } else { None };
-            self.addresses().put(key, &AddressValue { device: local.unwrap_or_default(), ..*value })?;
+            self.addresses().put(key, &placed(value, &device))?;
         }
         for (key, value) in &image.networks {
             self.networks().put(key, value)?;
@@ -43,20 +44,40 @@ impl Kernel {
         }
         for (workload, endpoint) in &image.endpoints {
             let ifindex = device.get(workload).with_context(|| format!("workload {workload} has no interface"))?;
-            let ready = if endpoint.ready { ENDPOINT_READY } else { 0 };
-            let incomplete = if endpoint.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
-            let value = EndpointValue {
-                flags: ready | incomplete,
-                head_revision: endpoint.revision,
-                workload: *workload,
-                identity: endpoint.identity,
-                policies: endpoint.policies,
-                address_v6: endpoint.address_v6,
-                address_v4: endpoint.address_v4,
-                ..EndpointValue::default()
-            };
-            self.set_endpoint(*ifindex, value)?;
+            self.set_endpoint(*ifindex, endpoint_row(*workload, endpoint))?;
         }
         Ok(())
     }
+}
+
+/// The row of an endpoint, but for the interface, which [`Kernel::set_endpoint`] fills in.
+pub(super) fn endpoint_row(workload: WorkloadId, endpoint: &EndpointImage) -> EndpointValue {
+    let [v4, v6] = endpoint.contested;
+    let flags = [
+        (endpoint.ready, ENDPOINT_READY),
+        (endpoint.incomplete, ENDPOINT_ADDRESSES_INCOMPLETE),
+        (v4, ENDPOINT_CONTESTED_V4),
+        (v6, ENDPOINT_CONTESTED_V6),
+    ];
+    EndpointValue {
+        flags: flags.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum(),
+        head_revision: endpoint.revision,
+        workload,
+        identity: endpoint.identity,
+        policies: endpoint.policies,
+        address_v6: endpoint.address_v6,
+        address_v4: endpoint.address_v4,
+        ..EndpointValue::default()
+    }
+}
+
+/// A row at an interface, in both copies of it.
+pub(super) fn at(value: EndpointValue, ifindex: u32) -> EndpointValue {
+    EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, tail_revision: value.head_revision, ..value }
+}
+
+/// An address with the interface of its pod.
+pub(super) fn placed(value: &AddressValue, device: &HashMap<WorkloadId, u32>) -> AddressValue {
+    let local = if value.owner == OWNER_LOCAL_POD { device.get(&value.workload).copied() } else { None };
+    AddressValue { device: local.unwrap_or_default(), ..*value }
 }
