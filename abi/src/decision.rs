@@ -1,6 +1,17 @@
 //! Decisions that the datapath makes by itself, as fixed numbers; policy decisions are hashed above them.
 
-use crate::ids::DecisionId;
+use crate::ids::{DecisionId, FIRST_HASHED};
+
+/// Set in the number of a policy's denial that also holds between a pod and itself, where it reaches itself through a
+/// Service.
+pub const HOLDS_TO_ITSELF: u64 = 1 << 63;
+
+/// Whether a denial holds between a pod and itself: what a policy denies only where its number says so, what the datapath
+/// denies by itself always.
+#[must_use]
+pub const fn holds_to_itself(id: DecisionId) -> bool {
+    id.0 < FIRST_HASHED || id.0 & HOLDS_TO_ITSELF != 0
+}
 
 macro_rules! fixed {
     ($($(#[$doc:meta])* $name:ident = $value:expr, $label:expr;)+) => {
@@ -21,7 +32,7 @@ fixed! {
     RELATED_ICMP = 4, "relatedIcmp";
     /// Allow: ARP or neighbour discovery for the pod's own addresses.
     NEIGHBOUR_DISCOVERY = 5, "neighbourDiscovery";
-    /// Allow: the pod reaches itself through a translation.
+    /// Allow: the pod reaches itself, by its own address or, where no denial holds ([`holds_to_itself`]), through a Service.
     SELF = 6, "self";
     /// Allow, until the next packet is judged: the connection was there before its endpoint was enforced.
     ESTABLISHED_BEFORE = 7, "establishedBefore";

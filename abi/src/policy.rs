@@ -43,8 +43,6 @@ pub struct PeerValue {
 pub const PEER_TABLE: u32 = 1;
 /// The table has rows in `RANGES`.
 pub const PEER_RANGES: u32 = 2;
-/// The row's own denial holds between a pod and itself, too, where it reaches itself by way of a Service.
-pub const PEER_HOLDS_SELF: u32 = 4;
 
 /// Map `PORTS`: key.
 #[repr(C, align(8))]
@@ -69,12 +67,9 @@ pub struct PortValue {
     pub decision: DecisionId,
     /// Its verdict.
     pub verdict: u32,
-    /// `PORT_*` bits.
-    pub flags: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
-
-/// As [`PEER_HOLDS_SELF`].
-pub const PORT_HOLDS_SELF: u32 = 1;
 
 /// Map `RANGES` (LPM trie): key. Prefixes of one table never overlap.
 #[repr(C)]

@@ -25,6 +25,8 @@ const BPF_NOEXIST: u64 = 1;
 pub struct Kernel {
     /// Its packet, valid for the whole run.
     pub skb: *mut __sk_buff,
+    /// Settings.
+    pub config: &'static Config,
 }
 
 impl Kernel {
@@ -44,6 +46,15 @@ impl Bytes for Kernel {
     #[inline(always)]
     fn frame_bytes(&self) -> u32 {
         self.skb().len
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+        let (begins, ends) = (self.skb().data as usize, self.skb().data_end as usize);
+        if begins + N > ends {
+            return None;
+        }
+        // SAFETY: the bytes up to `ends` are the packet's, and nothing that moves them is called.
+        Some(unsafe { &*(begins as *const [u8; N]) })
     }
     #[inline(always)]
     fn vlan(&self) -> bool {
@@ -89,8 +100,13 @@ impl Env for Kernel {
         unsafe { bpf_ktime_get_ns() }
     }
     #[inline(always)]
-    fn config(&self) -> Option<&Config> {
-        maps::CONFIG.get(0)
+    fn tick_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { generated::bpf_ktime_get_coarse_ns() }
+    }
+    #[inline(always)]
+    fn config(&self) -> &Config {
+        self.config
     }
     #[inline(always)]
     fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool {

@@ -67,7 +67,8 @@ fn judge(skb: *mut __sk_buff, judged_by: impl Fn(&Kernel, &mut Scratch) -> Actio
     // SAFETY: one element per CPU, and a program is neither migrated nor interrupted by another run of itself: TC runs
     // with bottom halves disabled, and sockets' filters run where packets are received, which is the same.
     let scratch = unsafe { &mut *scratch };
-    Some(judged_by(&Kernel { skb }, scratch))
+    let config = maps::CONFIG.get(0)?; // an array's only element: always there
+    Some(judged_by(&Kernel { skb, config }, scratch))
 }
 
 #[cfg(not(test))]

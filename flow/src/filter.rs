@@ -2,7 +2,7 @@
 
 use crate::record::{FlowRecord, RecordVerdict, Side};
 use crate::time::Timestamp;
-use reeve_policy::model::{Decider, Direction, PolicyRef};
+use reeve_policy::model::{Decider, DefaultDecider, Direction, PolicyRef};
 
 /// Conditions that all must hold; one that is absent holds for every record.
 ///
@@ -11,14 +11,14 @@ use reeve_policy::model::{Decider, Direction, PolicyRef};
 pub struct Filter {
     /// What became of the packets.
     pub verdict: Option<RecordVerdict>,
-    /// The policy that decided, or one of those that isolate for a default deny: `name`, `namespace/name`,
+    /// The policy that decided (a closed one too), or one of those that isolate for a default deny: `name`, `namespace/name`,
     /// `Kind/name` or `Kind/namespace/name`.
     pub policy: Option<String>,
     /// An end's namespace.
     pub namespace: Option<String>,
     /// An end's pod, `name` or `namespace/name`.
     pub pod: Option<String>,
-    /// An end's labels, as key and value.
+    /// An end's labels, as key and value. Records have those that some policy reads.
     pub labels: Vec<(String, String)>,
     /// Destination port.
     pub port: Option<u16>,
@@ -58,8 +58,15 @@ impl Filter {
 
 fn decided_by(record: &FlowRecord, wanted: &str) -> bool {
     let Some(decision) = record.decision.known() else { return false };
-    let by_rule = matches!(&decision.decider, Decider::Rule(rule) if is_named(&rule.policy, wanted));
-    by_rule || decision.isolating.iter().any(|policy| is_named(policy, wanted))
+    let decided = match &decision.decider {
+        Decider::Rule(rule) => Some(&rule.policy),
+        // The last step is the closed policy's.
+        Decider::Default(DefaultDecider::UnreadablePolicy | DefaultDecider::RefusedPolicy) => {
+            decision.path.last().and_then(|step| step.policy.as_ref())
+        }
+        Decider::Default(_) => None,
+    };
+    decided.into_iter().chain(&decision.isolating).any(|policy| is_named(policy, wanted))
 }
 
 fn is_named(policy: &PolicyRef, wanted: &str) -> bool {

@@ -94,8 +94,18 @@ pub fn lines(records: &[FlowRecord], colour: Colour) -> Vec<String> {
     records.iter().map(|record| columns.line(record)).collect()
 }
 
+/// Text that others wrote, such as a rule's name: line ends and whatever else controls a terminal are shown escaped.
+pub fn plain(text: &str) -> String {
+    let escaped = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(escaped).collect()
+}
+
 /// Names who decided: the one way in which reeve does so in text.
 pub fn decider_text(decision: &Decision) -> String {
+    plain(&written_decider(decision))
+}
+
+fn written_decider(decision: &Decision) -> String {
     match &decision.decider {
         Decider::Rule(rule) => {
             let policy = policy_text(&rule.policy);
@@ -141,10 +151,10 @@ pub fn decision_text(decision: &RecordedDecision) -> String {
 /// A policy as `Kind name` or `Kind namespace/name`.
 pub fn policy_text(policy: &PolicyRef) -> String {
     let kind = kind_name(policy.kind);
-    match &policy.namespace {
+    plain(&match &policy.namespace {
         Some(namespace) => format!("{kind} {namespace}/{}", policy.name),
         None => format!("{kind} {}", policy.name),
-    }
+    })
 }
 
 /// One step of a decision's path.
@@ -162,7 +172,7 @@ pub fn step_text(step: &Step) -> String {
         (Some(policy), None) => format!(" by {}", policy_text(policy)),
         (None, _) => String::new(),
     };
-    format!("tier {}: {outcome}{by}", step.tier)
+    format!("tier {}: {outcome}{by}", plain(&step.tier))
 }
 
 /// A kind of policy, as in records.
@@ -215,7 +225,7 @@ const fn default_name(default: DefaultDecider) -> &'static str {
 /// One end, without its port: `namespace/pod`, or the address and what it belongs to.
 pub fn side_text(side: &Side) -> String {
     if let (Some(namespace), Some(pod)) = (&side.namespace, &side.pod) {
-        return format!("{namespace}/{pod}");
+        return plain(&format!("{namespace}/{pod}"));
     }
     let workload = side.unknown.iter().find_map(|unknown| match unknown {
         UnknownNumber::Workload(number) => Some(format!("pod#{number}")),

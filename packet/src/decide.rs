@@ -76,7 +76,7 @@ pub(crate) fn decide<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             flags |= ct::FLOW_PICKED_UP;
         }
         let middle = flags & ct::FLOW_PICKED_UP != 0 && s.packet.tcp_flags & parse::tcp::SYN == 0;
-        let mixed = s.config.mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
+        let mixed = env.config().mixed_generations != 0 && !flow::is_bare_syn(&s.packet);
         if !s.ruling.allows()
             && (middle || mixed)
             && let Some(opened) = flow::opposite_port(&s.packet)

@@ -30,6 +30,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
+/// Between two ticks of a kernel that has 250 a second.
+const TICK_NS: u64 = 4_000_000;
+
 /// A map whose values can be written behind a pointer.
 pub(crate) struct Table<K, V> {
     rows: RefCell<HashMap<K, NonNull<V>>>,
@@ -81,12 +84,14 @@ pub(crate) struct Host {
     pub(crate) vlan: bool,
     pub(crate) segments: u32,
     pub(crate) offloaded: bool,
+    /// How many bytes of the frame lie in one piece at its beginning.
+    pub(crate) linear: usize,
     pub(crate) ifindex: u32,
     pub(crate) ingress_ifindex: u32,
     pub(crate) mark: Cell<u32>,
     pub(crate) cpu: u32,
     pub(crate) now_ns: u64,
-    pub(crate) config: Option<Config>,
+    pub(crate) config: Config,
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
     /// How many of the next reads of an endpoint are torn.
     pub(crate) torn_reads: Cell<u32>,
@@ -117,12 +122,13 @@ impl Host {
             vlan: false,
             segments: 1,
             offloaded: false,
+            linear: usize::MAX,
             ifindex: 0,
             ingress_ifindex: 0,
             mark: Cell::new(0),
             cpu: 0,
             now_ns: 1_000 * reeve_abi::config::SECOND_NS,
-            config: Some(Config::DEFAULT),
+            config: Config::DEFAULT,
             endpoints: HashMap::new(),
             torn_reads: Cell::new(0),
             devices: HashMap::new(),
@@ -174,6 +180,9 @@ impl Bytes for Host {
     fn frame_bytes(&self) -> u32 {
         u32::try_from(self.frame.len()).expect("a frame is far below 4 GiB")
     }
+    fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.frame[..self.linear.min(self.frame.len())].first_chunk()
+    }
     fn vlan(&self) -> bool {
         self.vlan
     }
@@ -220,8 +229,11 @@ impl Env for Host {
     fn now_ns(&self) -> u64 {
         self.now_ns
     }
-    fn config(&self) -> Option<&Config> {
-        self.config.as_ref()
+    fn tick_ns(&self) -> u64 {
+        self.now_ns - self.now_ns % TICK_NS
+    }
+    fn config(&self) -> &Config {
+        &self.config
     }
     fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool {
         let Some(found) = self.endpoints.get(&ifindex) else { return false };

@@ -8,8 +8,7 @@ use reeve_abi::ids::{
     ClassId, DecisionId, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId,
 };
 use reeve_abi::policy::{
-    ANY_PORT, PEER_HOLDS_SELF, PEER_RANGES, PEER_TABLE, PORT_HOLDS_SELF, PeerKey, PortKey, PortValue, RANGE_BASE_BITS,
-    RangeKey, VERDICT_ALLOW, VERDICT_DENY,
+    ANY_PORT, PEER_RANGES, PEER_TABLE, PeerKey, PortKey, RANGE_BASE_BITS, RangeKey, VERDICT_ALLOW, VERDICT_DENY,
 };
 
 /// The other side, as the maps know it.
@@ -39,33 +38,26 @@ pub struct Ruling {
     pub decision: DecisionId,
     /// Its verdict.
     pub verdict: u32,
-    /// 1: a denial that holds between a pod and itself, too.
-    pub holds_self: u32,
 }
 
 impl Ruling {
     /// A denial by one of the datapath's own deciders.
     #[inline(always)]
     pub const fn deny(decision: DecisionId) -> Self {
-        Self { decision, verdict: VERDICT_DENY, holds_self: 1 }
+        Self { decision, verdict: VERDICT_DENY }
     }
 
     /// Let through by one of the datapath's own deciders.
     #[inline(always)]
     pub const fn allow(decision: DecisionId) -> Self {
-        Self { decision, verdict: VERDICT_ALLOW, holds_self: 0 }
-    }
-
-    /// What a row of a port table says.
-    #[inline(always)]
-    const fn of_port(row: &PortValue) -> Self {
-        Self { decision: row.decision, verdict: row.verdict, holds_self: row.flags & PORT_HOLDS_SELF }
+        Self { decision, verdict: VERDICT_ALLOW }
     }
 
     /// The same between a pod and itself: only what is meant to holds there.
     #[inline(always)]
+    #[must_use]
     pub fn between_itself(self) -> Self {
-        if self.allows() || self.holds_self == 0 { Self::allow(decision::SELF) } else { self }
+        if self.allows() || !decision::holds_to_itself(self.decision) { Self::allow(decision::SELF) } else { self }
     }
 
     /// Whether the packet may pass.
@@ -154,7 +146,7 @@ pub fn rule<E: Env>(
     if row.flags & PEER_TABLE != 0 {
         let mut key = PortKey { table: row.table, protocol: u32::from(protocol), port: u32::from(port) };
         if let Some(found) = env.port(&key) {
-            return Ruling::of_port(&found);
+            return Ruling { decision: found.decision, verdict: found.verdict };
         }
         if row.flags & PEER_RANGES != 0 {
             let range = RangeKey {
@@ -164,13 +156,13 @@ pub fn rule<E: Env>(
                 port_be: port.to_be_bytes(),
             };
             if let Some(found) = env.range(&range) {
-                return Ruling::of_port(&found);
+                return Ruling { decision: found.decision, verdict: found.verdict };
             }
         }
         key.port = ANY_PORT;
         if let Some(found) = env.port(&key) {
-            return Ruling::of_port(&found);
+            return Ruling { decision: found.decision, verdict: found.verdict };
         }
     }
-    Ruling { decision: row.decision, verdict: row.verdict, holds_self: u32::from(row.flags & PEER_HOLDS_SELF != 0) }
+    Ruling { decision: row.decision, verdict: row.verdict }
 }

@@ -31,14 +31,14 @@ pub fn with(config: &Config, mark: u32, kind: u32, slot: u32) -> u32 {
 
 /// Takes our bits off the packet.
 #[inline(always)]
-pub fn clear<E: Env>(env: &E, config: &Config) {
-    env.set_mark(with(config, env.mark(), KIND_NONE, 0));
+pub fn clear<E: Env>(env: &E) {
+    env.set_mark(with(env.config(), env.mark(), KIND_NONE, 0));
 }
 
 /// Notes the packet of `s` as it came in at this interface, and marks it.
 #[inline(never)]
 pub fn put<E: Env>(env: &E, s: &mut Scratch, kind: u32) -> u32 {
-    let turns = s.config.slots_per_cpu;
+    let turns = env.config().slots_per_cpu;
     s.next_slot = s.next_slot.wrapping_add(1);
     let number = env.cpu().wrapping_mul(turns).wrapping_add(s.next_slot & turns.wrapping_sub(1)) & (SLOTS - 1);
     let check = check(env, &s.packet);
@@ -73,14 +73,14 @@ pub fn put<E: Env>(env: &E, s: &mut Scratch, kind: u32) -> u32 {
             (&raw mut (*slot).head_check).write_volatile(check);
         }
     }
-    env.set_mark(with(&s.config, env.mark(), kind, number));
+    env.set_mark(with(env.config(), env.mark(), kind, number));
     0
 }
 
 /// What the packet's mark counts for, here: a `KIND_*` or [`KIND_LOST`]. With a slot, `s.slot` is it.
 #[inline(never)]
 pub fn resolve<E: Env>(env: &E, s: &mut Scratch) -> u32 {
-    let (kind, number) = read(&s.config, env.mark());
+    let (kind, number) = read(env.config(), env.mark());
     let by = env.ingress_ifindex();
     if by == 0 || kind == KIND_NONE {
         return KIND_NONE; // nothing that was made here came in by a pod's device

@@ -57,7 +57,7 @@ pub fn open<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 /// Sends the packet on, marked; 0: the destination that it shows is denied already, by `s.ruling`.
 #[inline(always)]
 pub fn forward<E: Env>(env: &E, s: &mut Scratch) -> u32 {
-    if s.config.flags & CONFIG_UNGUARDED != 0 && judge_shown(env, s) == 0 {
+    if env.config().flags & CONFIG_UNGUARDED != 0 && judge_shown(env, s) == 0 {
         return 0;
     }
     s.stamp = KIND_PENDING;

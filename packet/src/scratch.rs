@@ -3,7 +3,6 @@
 use crate::judge::{Peer, Ruling};
 use crate::parse::Packet;
 use reeve_abi::address::Address;
-use reeve_abi::config::Config;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
@@ -36,8 +35,6 @@ pub struct Scratch {
     pub quoted: Packet,
     /// The endpoint, copied whole.
     pub endpoint: EndpointValue,
-    /// Settings.
-    pub config: Config,
     /// Key of the flow.
     pub key: FlowKey,
     /// A flow being made or told.
@@ -48,6 +45,8 @@ pub struct Scratch {
     pub peer: Peer,
     /// Time of the packet, ns.
     pub now_ns: u64,
+    /// The address epoch as the packet came.
+    pub address_epoch: u64,
     /// What was decided.
     pub ruling: Ruling,
     /// Key of an edge row.

@@ -28,7 +28,7 @@ pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
         decision: flow.decision,
         revision: flow.revision,
         service: u32::from(s.packet.protocol) << 16 | flow.port & 0xffff,
-        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | ((s.config.edges_bank & 1) * EDGE_BANK),
+        kind: flow.direction & 1 | (flow.verdict & 0xff) << 8 | ((env.config().edges_bank & 1) * EDGE_BANK),
     };
     s.edge = EdgeValue {
         connections,

@@ -11,10 +11,9 @@ use crate::judge;
 use crate::mark::{self, KIND_LOST};
 use crate::parse::{self, ETHERNET_BYTES, FRAGMENT_LATER, Kind};
 use crate::pending;
-use crate::walk::Scratch;
+use crate::walk::{self, Scratch};
 use crate::words;
 use reeve_abi::address::{OWNER_HOST, OWNER_LOCAL_POD};
-use reeve_abi::config::Config;
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD};
 use reeve_abi::service::ServiceKey;
@@ -26,48 +25,45 @@ const LOOPBACK: u32 = 1;
 /// A packet leaves by a device that is no pod's, after address translation.
 #[inline(always)]
 pub fn leaving<E: Env>(env: &E, s: &mut Scratch) -> Action {
-    let Some(config) = env.config() else { return without_settings(env) };
-    let (kind, _) = mark::read(config, env.mark());
+    let (kind, _) = mark::read(env.config(), env.mark());
     let by = env.ingress_ifindex();
     if kind == KIND_NONE && by == 0 {
         return Action::Continue;
     }
     // A mark on what was made here does not count: it is a process's own.
     if by == 0 || kind == KIND_POD || (kind != KIND_PENDING && !mark::from_pod(env, by)) {
-        mark::clear(env, config);
+        mark::clear(env);
         return Action::Continue;
     }
     if env.endpoint_flags(env.ifindex()).is_some() {
         return Action::Continue; // it reaches a pod here, whose own program judges
     }
     let header = env.device(env.ifindex()).map_or(ETHERNET_BYTES, |device| device.header_bytes);
-    if judged(env, Hook::Uplink, header, s, config) == 0 {
+    if judged(env, Hook::Uplink, header, s) == 0 {
         return Action::Drop;
     }
-    mark::clear(env, config);
+    mark::clear(env);
     Action::Continue
 }
 
 /// A local process receives a packet, which begins with its IP header.
 #[inline(always)]
 pub fn received<E: Env>(env: &E, s: &mut Scratch) -> Action {
-    let Some(config) = env.config() else { return without_settings(env) };
     let by = env.ingress_ifindex();
     if by == 0 || by == LOOPBACK {
         return Action::Continue;
     }
-    let (kind, _) = mark::read(config, env.mark());
+    let (kind, _) = mark::read(env.config(), env.mark());
     if kind == KIND_POD || (kind != KIND_PENDING && !mark::from_pod(env, by)) {
         return Action::Continue;
     }
-    if judged(env, Hook::HostIn, 0, s, config) == 1 { Action::Continue } else { Action::Drop }
+    if judged(env, Hook::HostIn, 0, s) == 1 { Action::Continue } else { Action::Drop }
 }
 
 /// A packet enters the node by a device that is no pod's, before address translation.
 #[inline(always)]
 pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
-    let Some(config) = env.config() else { return Action::Continue };
-    let marked = mark::with(config, env.mark(), KIND_NONE, 0) != env.mark();
+    let marked = mark::with(env.config(), env.mark(), KIND_NONE, 0) != env.mark();
     let header = env.device(env.ifindex()).map_or(ETHERNET_BYTES, |device| device.header_bytes);
     let to_service = parse::behind(env, header, &mut s.packet) == Kind::Ip
         && s.packet.has_ports()
@@ -83,12 +79,11 @@ pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
         return Action::Continue; // a pod's device has a program that marks
     }
     if to_service {
-        words::copy(config, &mut s.config);
         s.key = flow::key(WorkloadId(0), Hook::FromPod, &s.packet);
         mark::put(env, s, KIND_CLIENT);
         env.count(stats::CLIENT_NOTED);
     } else {
-        mark::clear(env, config);
+        mark::clear(env);
         env.count(stats::MARK_CLEARED);
     }
     Action::Continue
@@ -96,9 +91,8 @@ pub fn entering<E: Env>(env: &E, s: &mut Scratch) -> Action {
 
 /// Judges what a pod sent; 1: it goes on.
 #[inline(always)]
-fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Config) -> u32 {
-    words::copy(config, &mut s.config);
-    s.now_ns = env.now_ns();
+fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch) -> u32 {
+    walk::begin(env, s);
     words::zero(&mut s.peer);
     words::zero(&mut s.seen);
     s.replaces = 0;
@@ -137,14 +131,4 @@ fn judged<E: Env>(env: &E, hook: Hook, header: u32, s: &mut Scratch, config: &Co
         return pending::refuse_sender(env, hook, s, decision::MARK_LOST);
     }
     1 // the mark was somebody else's
-}
-
-/// Nothing can be read of a mark: what may be a pod's does not pass.
-#[inline(always)]
-fn without_settings<E: Env>(env: &E) -> Action {
-    if env.mark() == 0 || env.ingress_ifindex() == 0 {
-        return Action::Continue;
-    }
-    env.count(stats::INCONSISTENT);
-    Action::Drop
 }

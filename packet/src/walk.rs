@@ -38,7 +38,7 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         if s.stamp == KIND_PENDING {
             mark::put(env, s, KIND_PENDING);
         } else if s.stamp == KIND_POD {
-            env.set_mark(mark::with(&s.config, env.mark(), KIND_POD, 0));
+            env.set_mark(mark::with(env.config(), env.mark(), KIND_POD, 0));
         }
     }
     action
@@ -57,12 +57,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
             return Action::Drop;
         }
     }
-    let Some(config) = env.config() else {
-        env.count(stats::INCONSISTENT);
-        return Action::Drop;
-    };
-    copy(config, &mut s.config);
-    s.now_ns = env.now_ns();
+    begin(env, s);
     zero(&mut s.peer);
     s.replaces = 0;
     s.to_itself = 0;
@@ -106,7 +101,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         s.key = flow::key(s.endpoint.workload, hook, &s.packet);
     }
     if matches!(hook, Hook::ToPod) {
-        let (kind, _) = mark::read(&s.config, env.mark());
+        let (kind, _) = mark::read(env.config(), env.mark());
         s.carried = if kind == KIND_PENDING || kind == KIND_CLIENT { mark::resolve(env, s) } else { kind };
         if s.carried == KIND_PENDING {
             if pending::settle(env, Hook::Reached, s) == 0 {
@@ -146,6 +141,16 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
         }
     }
     if miss(env, hook, s) == 1 { Action::Continue } else { Action::Drop }
+}
+
+/// Notes the moment at which a packet is judged.
+///
+/// The address epoch is read before any address is looked up: one that becomes known in between must find the flow that
+/// missed it under the epoch of before.
+#[inline(always)]
+pub(crate) fn begin<E: Env>(env: &E, s: &mut Scratch) {
+    s.address_epoch = env.config().address_epoch;
+    s.now_ns = env.tick_ns();
 }
 
 /// Copies the endpoint of an interface. `Some(true)`: read whole; `Some(false)`: there is none; `None`: stays torn.
@@ -201,7 +206,7 @@ fn related<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Option<Action> {
     let key = flow::key(s.endpoint.workload, other_way, &s.quoted);
     // SAFETY: valid for the run of the program (`Env`); read only.
     let found = unsafe { &*env.flow(&key)?.as_ptr() };
-    if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(&s.config, s.quoted.protocol, found) {
+    if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(env.config(), s.quoted.protocol, found) {
         return None;
     }
     if matches!(hook, Hook::ToPod) && found.verdict == flow::VERDICT_PENDING && !flow::too_big(&s.packet) {
@@ -226,7 +231,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
     if found.verdict == flow::VERDICT_ENDED {
         return None;
     }
-    if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(&s.config, s.packet.protocol, found) {
+    if s.now_ns.saturating_sub(found.last_ns) > flow::timeout_ns(env.config(), s.packet.protocol, found) {
         ended(env, hook, s, found);
         return None;
     }
@@ -288,7 +293,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
         found.flags = found.flags & !ct::FLOW_ARRIVES_MARKED | if marked { ct::FLOW_ARRIVES_MARKED } else { 0 };
     }
     let fixed = found.flags & ct::FLOW_OWN_NODE != 0;
-    let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.config.address_epoch;
+    let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && !fixed {
         s.flow = *found;
         if rejudge(env, hook, s, found) == 1 {
@@ -307,7 +312,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
     let packets = u64::from(env.segments());
     if original || found.verdict == VERDICT_ALLOW || s.packet.protocol == parse::protocol::TCP {
         // What comes back on a cut flow does not keep it alive, or a peer's own datagrams would never be judged.
-        found.last_ns = s.now_ns;
+        found.last_ns = s.now_ns.max(found.last_ns); // a tick may be earlier than the moment of the packet before
     }
     found.flags |= flow::seen(&s.packet, original);
     if way == 0 {
@@ -319,13 +324,13 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
     }
     if found.verdict != VERDICT_ALLOW {
         env.count(stats::DENIED_REPEATED);
-        if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.deny_report_ns {
+        if s.now_ns.saturating_sub(found.flushed_ns) >= env.config().deny_report_ns {
             settle(env, s, found);
             report_cut(env, hook, s);
         }
         return Some(Action::Drop);
     }
-    if s.now_ns.saturating_sub(found.flushed_ns) >= s.config.flush_ns {
+    if s.now_ns.saturating_sub(found.flushed_ns) >= env.config().flush_ns {
         settle(env, s, found);
         tell::edge(env, s, 0);
     }
@@ -445,6 +450,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
         ruling = ruling.between_itself();
     }
     env.count(stats::REJUDGED);
+    s.now_ns = env.now_ns();
     let previous = s.flow.decision;
     let was_allowed = s.flow.verdict == VERDICT_ALLOW;
     let changed = previous != ruling.decision;
@@ -459,7 +465,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
     s.flow.peer_workload = s.peer.workload;
     s.flow.peer_identity = s.peer.identity;
     s.flow.own_identity = s.endpoint.identity;
-    s.flow.address_epoch = s.config.address_epoch;
+    s.flow.address_epoch = s.address_epoch;
     s.flow.flags &= !ct::FLOW_PEER_UNKNOWN;
     if s.peer.unknown != 0 {
         s.flow.flags |= ct::FLOW_PEER_UNKNOWN;
@@ -484,6 +490,7 @@ fn lost<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
 /// Drops a packet for a reason of the datapath's own, counted and told like any denial.
 #[inline(always)]
 pub(crate) fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionId) -> Action {
+    s.now_ns = env.now_ns();
     s.ruling = Ruling::deny(by);
     deny(env, hook, s);
     Action::Drop
@@ -492,6 +499,7 @@ pub(crate) fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionI
 /// Judges a packet without flow; 1: let through.
 #[inline(never)]
 pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    s.now_ns = env.now_ns();
     if decide::decide(env, hook, s) == 1 {
         replace(env, hook, s);
         if pending::open(env, s) == 1 {
@@ -552,7 +560,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         s.flow.flushed_packets[1] = counted;
         s.flow.flushed_bytes[1] = bytes;
     }
-    s.flow.address_epoch = s.config.address_epoch;
+    s.flow.address_epoch = s.address_epoch;
     s.flow.real = s.seen.real;
     s.flow.service = s.seen.service;
     s.flow.rewritten_ports = s.seen.ports;
@@ -631,7 +639,7 @@ pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
                 env.add(&raw mut (*found).bytes, bytes);
                 (*found).last_ns = s.now_ns;
                 s.flow.first_ns = (*found).first_ns;
-                tell_now = s.now_ns.saturating_sub((*found).reported_ns) >= s.config.deny_report_ns;
+                tell_now = s.now_ns.saturating_sub((*found).reported_ns) >= env.config().deny_report_ns;
                 if tell_now {
                     told_packets = (*found).count.wrapping_sub((*found).reported);
                     (*found).reported = (*found).count;
@@ -646,7 +654,7 @@ pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
             revision: s.endpoint.head_revision,
             peer_workload: s.peer.workload,
             peer_identity: s.peer.identity,
-            address_epoch: s.config.address_epoch,
+            address_epoch: s.address_epoch,
             count: counted,
             bytes,
             reported: counted,

@@ -4,12 +4,10 @@
 
 use crate::judge::Peer;
 use crate::walk::Rewritten;
-use reeve_abi::config::Config;
 use reeve_abi::conntrack::FlowValue;
 
 /// Plain words that may be copied one by one and all be zero.
 pub(crate) trait Words: Copy {}
-impl Words for Config {}
 impl Words for FlowValue {}
 impl Words for Peer {}
 impl Words for Rewritten {}

@@ -14,7 +14,7 @@ mod subject;
 
 use crate::delta::{Delta, set};
 use crate::identity::{Prefixes, Reading, Reads};
-use crate::image::{EndpointImage, Image, mapped, position, truncate};
+use crate::image::{EndpointImage, Image, mapped, position};
 use crate::model::{Direction, Family, Policy, Tiers, World};
 use crate::plan::Shows;
 use crate::provenance::{DictionaryEntry, Identity, IdentityKind, WorkloadName, workload_id};
@@ -32,7 +32,7 @@ use reeve_abi::address::{
 };
 use reeve_abi::ids::{IdentityId, PolicyNumber, Revision, WorkloadId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use subject::{Applied, Prepared};
 
@@ -190,11 +190,11 @@ impl Compiler {
         if flipped.networks.is_empty() {
             return;
         }
-        self.prefixes = Prefixes::new(self.reads.networks());
         for net in &flipped.networks {
+            self.prefixes.flip(*net);
             unsettled.addresses.extend(self.claims.between(net.network(), net.broadcast()));
         }
-        self.settle_networks(delta);
+        self.settle_networks(&flipped.networks, delta);
     }
 
     /// Takes in one fact.
@@ -269,20 +269,31 @@ impl Compiler {
         unsettled.endpoints.extend(self.claims.claimants(address).cloned());
     }
 
-    /// Settles which prefixes are stored, and as what addresses in them are seen.
-    fn settle_networks(&mut self, delta: &mut Delta) {
-        let wanted = networks(self.reads.networks(), &self.prefixes);
-        let gone = self.image.networks.keys().filter(|key| !wanted.contains_key(key)).copied();
-        for key in gone.collect::<Vec<_>>() {
-            self.identities.hide(self.image.networks[&key].identity);
-            set(&mut self.image.networks, &mut delta.networks, key, None);
+    /// Settles which prefixes are stored, and as what addresses in them are seen; only those within the ones that have
+    /// come or gone are seen otherwise than before.
+    fn settle_networks(&mut self, flipped: &BTreeSet<IpNet>, delta: &mut Delta) {
+        let within = flipped.iter().flat_map(|net| self.prefixes.within(*net));
+        let affected: BTreeSet<IpNet> = within.chain(flipped).copied().collect();
+        let mut wanted: BTreeMap<NetworkKey, Option<Identity>> = BTreeMap::new();
+        for net in affected {
+            let Some(key) = network_key(net) else { continue };
+            let inside =
+                || Identity::bare(IdentityKind::Network, self.prefixes.containing(net.addr(), net.prefix_len()));
+            wanted.insert(key, self.prefixes.has(&net).then(inside));
+        }
+        let all_v4 = IpNet::from(ipnet::Ipv4Net::default());
+        if !self.prefixes.has(&all_v4) {
+            // Else an IPv6 prefix around the mapped space would be taken to mean IPv4 addresses.
+            let mapped = IpAddr::V6(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped());
+            let covered = !self.prefixes.containing(mapped, 95).is_empty();
+            wanted.insert(V4_SPACE, covered.then(|| Identity::bare(IdentityKind::World, BTreeSet::new())));
         }
         for (key, identity) in wanted {
-            let identity = self.identities.show(&identity);
+            let after = identity.map(|identity| NetworkValue { identity: self.identities.show(&identity) });
             if let Some(before) = self.image.networks.get(&key) {
                 self.identities.hide(before.identity);
             }
-            set(&mut self.image.networks, &mut delta.networks, key, Some(NetworkValue { identity }));
+            set(&mut self.image.networks, &mut delta.networks, key, after);
         }
     }
 
@@ -409,25 +420,13 @@ fn policies(touch: &Touched) -> (Option<&Policy>, Option<&Policy>) {
 /// IPv4 as a part of the mapped address space.
 const V4_SPACE: NetworkKey = NetworkKey { prefix_bits: 96, address: Address::v4([0; 4]) };
 
-fn networks<'a>(named: impl IntoIterator<Item = &'a IpNet>, prefixes: &Prefixes) -> BTreeMap<NetworkKey, Identity> {
-    let mut found = BTreeMap::new();
-    let mut covered = false;
-    for net in named {
-        let length = u32::from(net.prefix_len());
-        let address = mapped(net.addr());
-        // An IPv6 prefix inside the mapped space would be read as IPv4; no packet carries such an address.
-        if matches!(net, IpNet::V6(_)) && length >= 96 && address.is_v4() {
-            continue;
-        }
-        let prefix_bits = if matches!(net, IpNet::V4(_)) { length + 96 } else { length };
-        let v4_space = truncate(V4_SPACE.address, prefix_bits);
-        covered |= matches!(net, IpNet::V6(_)) && prefix_bits <= 96 && v4_space == address;
-        let identity = Identity::bare(IdentityKind::Network, prefixes.containing(net.addr(), net.prefix_len()));
-        found.insert(NetworkKey { prefix_bits, address }, identity);
+/// Where a prefix is stored. An IPv6 prefix inside the mapped space would be read as IPv4; no packet carries such an
+/// address.
+fn network_key(net: IpNet) -> Option<NetworkKey> {
+    let (length, address) = (u32::from(net.prefix_len()), mapped(net.addr()));
+    match net {
+        IpNet::V4(_) => Some(NetworkKey { prefix_bits: length + 96, address }),
+        IpNet::V6(_) if length >= 96 && address.is_v4() => None,
+        IpNet::V6(_) => Some(NetworkKey { prefix_bits: length, address }),
     }
-    if covered {
-        let world = Identity::bare(IdentityKind::World, BTreeSet::new());
-        found.entry(V4_SPACE).or_insert(world);
-    }
-    found
 }

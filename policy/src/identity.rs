@@ -96,11 +96,6 @@ pub(crate) struct Reads {
 }
 
 impl Reads {
-    /// The prefixes that some rule names, host bits zero.
-    pub(crate) fn networks(&self) -> impl Iterator<Item = &IpNet> {
-        self.networks.keys()
-    }
-
     /// Puts policies in the place of others, and says what is read now that was not before, or the other way round.
     pub(crate) fn replace<'a>(
         &mut self,
@@ -156,22 +151,42 @@ impl Reads {
 
 /// Prefixes, to be asked which of them contain an address.
 #[derive(Clone, Debug, Default)]
-pub struct Prefixes {
+pub(crate) struct Prefixes {
     nets: BTreeSet<IpNet>,
-    lengths: BTreeSet<(bool, u8)>,
+    /// How many there are of a family and length.
+    lengths: BTreeMap<(bool, u8), usize>,
 }
 
 impl Prefixes {
-    /// From prefixes whose host bits are zero.
-    pub fn new<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> Self {
-        let nets: BTreeSet<IpNet> = nets.into_iter().copied().collect();
-        Self { lengths: nets.iter().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect(), nets }
+    /// Adds a prefix, whose host bits are zero, if it is not there, and takes it out if it is.
+    pub(crate) fn flip(&mut self, net: IpNet) {
+        let length = self.lengths.entry((net.addr().is_ipv4(), net.prefix_len())).or_default();
+        if self.nets.insert(net) {
+            *length += 1;
+            return;
+        }
+        self.nets.remove(&net);
+        *length -= 1;
+        if *length == 0 {
+            self.lengths.remove(&(net.addr().is_ipv4(), net.prefix_len()));
+        }
+    }
+
+    /// Whether this is one of them.
+    pub(crate) fn has(&self, net: &IpNet) -> bool {
+        self.nets.contains(net)
+    }
+
+    /// Those within a network, itself included.
+    pub(crate) fn within(&self, net: IpNet) -> impl Iterator<Item = &IpNet> {
+        let last = IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest length");
+        self.nets.range(net..=last)
     }
 
     /// Those that contain the network `address/bits` whole.
-    pub fn containing(&self, address: IpAddr, bits: u8) -> BTreeSet<IpNet> {
+    pub(crate) fn containing(&self, address: IpAddr, bits: u8) -> BTreeSet<IpNet> {
         self.lengths
-            .iter()
+            .keys()
             .filter(|(v4, length)| *v4 == address.is_ipv4() && *length <= bits)
             .filter_map(|(_, length)| {
                 let net = IpNet::new(address, *length).expect("a length of this family").trunc();
@@ -205,7 +220,8 @@ fn only<C>(labels: &Labels, keys: &BTreeMap<String, C>) -> Labels {
     }
 }
 
-fn keys(selector: &Selector, into: &mut BTreeSet<String>) {
+/// Adds the keys that a selector reads.
+pub(crate) fn keys(selector: &Selector, into: &mut BTreeSet<String>) {
     match selector {
         Selector::Everything | Selector::Nothing => {}
         Selector::Has(key)

@@ -4,7 +4,9 @@ use crate::model::{Direction, Family};
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::decision;
 use reeve_abi::endpoint::policy_index;
-use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_WORLD, IdentityId, PolicyNumber, Revision, WorkloadId};
+use reeve_abi::ids::{
+    ClassId, DecisionId, FIRST_HASHED, IDENTITY_WORLD, IdentityId, PolicyNumber, Revision, WorkloadId,
+};
 use reeve_abi::policy::{
     ANY_PORT, ClassValue, PEER_RANGES, PEER_TABLE, PeerKey, PeerValue, PortKey, PortValue, RANGE_BASE_BITS, RangeKey,
 };
@@ -89,6 +91,22 @@ impl Image {
             None => self.network_of(peer),
         };
         Some(self.judge(policy, self.class_of(identity), protocol, port))
+    }
+
+    /// What the kernel decides where a pod reaches itself through a Service, and all that isolates it is left out.
+    pub fn lookup_to_itself(
+        &self,
+        subject: WorkloadId,
+        direction: Direction,
+        family: Family,
+        protocol: u8,
+        port: u16,
+    ) -> Option<DecisionId> {
+        let endpoint = self.endpoints.get(&subject)?;
+        let own = if family == Family::V4 { endpoint.address_v4 } else { endpoint.address_v6 };
+        let found = self.lookup(subject, direction, family, own, protocol, port)?;
+        let allows = found.0 < FIRST_HASHED && found < decision::MALFORMED_PACKET;
+        Some(if !allows && decision::holds_to_itself(found) { found } else { decision::SELF })
     }
 
     /// Identity of an address by the most specific stored prefix.

@@ -5,6 +5,7 @@
 mod compile;
 mod delta;
 pub mod engine;
+mod holders;
 pub mod identity;
 pub mod image;
 pub mod limits;

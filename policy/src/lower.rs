@@ -19,10 +19,10 @@ mod tunnel;
 
 use crate::model::WorkloadSelector;
 use crate::model::{
-    DefaultDecider, EndpointSlice, Labels, Level, NamespaceMatch, NetworkSet, Node, Policy, PolicyKind,
+    DefaultDecider, EndpointSlice, Labels, Level, NamespaceMatch, NetworkSet, Node, Order, Policy, PolicyKind,
 };
 use crate::model::{PolicyRef, Problem, Rules, Selector, Service, ServiceAccountMatch, StagedPolicy, Tier, Workload};
-use crate::store::ObjectKey;
+use crate::store::{ObjectKey, UNREAD_TIER};
 use reader::{Field, Sink};
 use serde_json::Value;
 use std::sync::Arc;
@@ -90,8 +90,10 @@ pub(crate) fn object(key: &ObjectKey, value: &Value) -> (Lowered, Vec<Problem>) 
             root.at("apiVersion").with(effect).problem(Level::Warning, "this version of the kind is not known");
             Lowered::Policy(closed(key, &root))
         }
-        (_, "NetworkPolicy", _)
-        | ("policy.networking.k8s.io" | "projectcalico.org" | "crd.projectcalico.org", _, _) => {
+        (group, kind, _)
+            if kind.ends_with("NetworkPolicy")
+                || matches!(group, "policy.networking.k8s.io" | "projectcalico.org" | "crd.projectcalico.org") =>
+        {
             root.at("kind")
                 .with("not enforced")
                 .problem(Level::Warning, "policy objects of this kind and group are not supported in this version");
@@ -150,12 +152,13 @@ fn reference(key: &ObjectKey, root: &Field<'_>) -> Arc<PolicyRef> {
     })
 }
 
-/// A policy of which nothing but its name could be read.
+/// A policy of which nothing but its name could be read: before all that it may have been meant to stand before.
 fn closed(key: &ObjectKey, root: &Field<'_>) -> Policy {
+    let tier = if key.group == "projectcalico.org" { UNREAD_TIER } else { "default" };
     Policy {
         reference: reference(key, root),
-        tier: "default".to_owned(),
-        order: None,
+        tier: tier.to_owned(),
+        order: Some(Order::FIRST),
         subject: everything_in(key.namespace.as_deref()),
         ingress: Rules::Closed(DefaultDecider::UnreadablePolicy),
         egress: Rules::Closed(DefaultDecider::UnreadablePolicy),

@@ -28,7 +28,11 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Object>, Problem> {
         let document = index + 1;
         let value = json_of(tree).map_err(|what| Fault { document, what }.problem(origin))?;
         let place = format!("{origin}, document {document}");
-        objects.extend(objects_of(value).into_iter().map(|value| Object { value, origin: place.clone() }));
+        let items = objects_of(value);
+        // Each has a place of its own, so that what is said of one is not taken back by another.
+        let several = items.len() > 1;
+        let place = |item| if several { format!("{place}, item {item}") } else { place.clone() };
+        objects.extend((1..).zip(items).map(|(item, value)| Object { value, origin: place(item) }));
     }
     Ok(objects)
 }
@@ -151,7 +155,7 @@ mod tests {
         let one = "pods.yaml, document 1";
         read(
             "kind: List\napiVersion: v1\nitems: [{kind: A}, {kind: B}]",
-            &[(json!({"kind": "A"}), one), (json!({"kind": "B"}), one)],
+            &[(json!({"kind": "A"}), &format!("{one}, item 1")), (json!({"kind": "B"}), &format!("{one}, item 2"))],
         );
         read(
             "{\n\t\"kind\": \"A\"\n}\n{\"kind\": \"B\"}",

@@ -184,6 +184,12 @@ pub struct StagedPolicy {
 /// A finite order number.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Order(pub f64);
+
+impl Order {
+    /// Before all others: of a policy whose order cannot be read, so that nothing passes by it which it may deny.
+    pub const FIRST: Self = Self(f64::NEG_INFINITY);
+}
+
 impl PartialEq for Order {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
@@ -266,8 +272,19 @@ pub struct Node {
     pub name: String,
     /// Labels.
     pub labels: Labels,
-    /// Its addresses.
+    /// Its addresses in `status.addresses`, those that could be read.
     pub addresses: Vec<IpAddr>,
+    /// Whether those are all. If not, a rule that does more than allow nodes like it denies everyone.
+    pub reading: Reading,
+    /// Its addresses in tunnels: its own too, and no rule on nodes means them.
+    pub tunnels: Vec<IpAddr>,
+}
+
+impl Node {
+    /// Every address that is known as its own.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().chain(&self.tunnels).copied()
+    }
 }
 
 /// Direction as the subject sees it.

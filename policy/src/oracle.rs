@@ -6,7 +6,8 @@
 mod matching;
 
 use crate::model::{
-    Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Peers, Policy, PolicyRef, Rule, RuleRef,
+    Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Peers, Policy, PolicyKind, PolicyRef, Rule,
+    RuleRef,
 };
 use crate::model::{Rules, Step, Tier, TierDefault, Tiers, TrafficMatch, Verdict, Workload, World};
 use std::net::IpAddr;
@@ -77,8 +78,8 @@ pub fn owner(world: &World, address: IpAddr) -> Owner {
     let staying: Vec<_> = pods.iter().copied().filter(|workload| !workload.terminating).collect();
     let pods = if staying.is_empty() { pods } else { staying };
     let here = world.local_addresses.contains(&address)
-        || world.nodes.get(&world.node).is_some_and(|node| node.addresses.contains(&address));
-    let node = world.nodes.values().find(|node| node.addresses.contains(&address));
+        || world.nodes.get(&world.node).is_some_and(|node| node.own_addresses().any(|own| own == address));
+    let node = world.nodes.values().find(|node| node.own_addresses().any(|own| own == address));
     match (pods.as_slice(), here, node) {
         ([], true, _) => Owner::ThisNode,
         ([], false, Some(node)) => Owner::Node(node.name.clone()),
@@ -158,7 +159,7 @@ fn judge_by(world: &World, tiers: &Tiers, query: &Query) -> Decision {
 }
 
 /// Would `source` reach `destination`, and who says so. `port` as in [`Query`]. What this node's address sends to a pod
-/// of this node is taken to be made by a process of the node, and what a pod sends to itself is let through.
+/// of this node is taken to be made by a process of the node. What a pod sends to itself does not leave it.
 pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Explanation {
     let (from, to) = (owner(world, source), owner(world, destination));
     let query = |subject: &Arc<Workload>, direction, own, peer| Query {
@@ -169,16 +170,11 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
         protocol,
         port,
     };
-    let mut staged = Previews::default();
-    if let (Owner::Workload(sender), Owner::Workload(receiver)) = (&from, &to)
-        && sender.uid == receiver.uid
-    {
-        // By way of a Service, or within the pod: no policy is asked.
-        let itself = || by_default(Verdict::Allow, DefaultDecider::ToItself, Vec::new());
-        let ends = [sender, receiver].map(|pod| Some((Arc::clone(pod), itself())));
-        let [egress, ingress] = ends;
-        return Explanation { egress, ingress, verdict: Verdict::Allow, staged };
+    if let Some(pod) = itself(&from, &to) {
+        let end = || Some((Arc::clone(&pod), by_default(Verdict::Allow, DefaultDecider::ToItself, Vec::new())));
+        return Explanation { egress: end(), ingress: end(), verdict: Verdict::Allow, staged: Previews::default() };
     }
+    let mut staged = Previews::default();
     let egress = match &from {
         Owner::Workload(subject) => {
             let query = query(subject, Direction::Egress, source, destination);
@@ -202,6 +198,50 @@ pub fn explain(world: &World, source: IpAddr, destination: IpAddr, protocol: u8,
     };
     let denied = [&egress, &ingress].into_iter().flatten().any(|(_, decision)| decision.verdict == Verdict::Deny);
     Explanation { egress, ingress, verdict: if denied { Verdict::Deny } else { Verdict::Allow }, staged }
+}
+
+/// The same for a flow to a Service that leads it to `backend`. Only for a pod that gets its own flow back it makes a
+/// difference which way it took.
+pub fn explain_through_service(world: &World, source: IpAddr, backend: IpAddr, protocol: u8, port: u16) -> Explanation {
+    let Some(pod) = itself(&owner(world, source), &owner(world, backend)) else {
+        return explain(world, source, backend, protocol, port);
+    };
+    let query = |direction, own, peer| Query { subject: Arc::clone(&pod), direction, own, peer, protocol, port };
+    let (out, back) = (query(Direction::Egress, source, backend), query(Direction::Ingress, backend, source));
+    let end = |query: &Query| (Arc::clone(&pod), to_itself(judge(world, query)));
+    let (egress, ingress) = (end(&out), end(&back));
+    let denied = [&egress, &ingress].into_iter().any(|(_, decision)| decision.verdict == Verdict::Deny);
+    let [egress_staged, ingress_staged] = [out, back].map(|query| preview(world, &query).map(to_itself));
+    Explanation {
+        egress: Some(egress),
+        ingress: Some(ingress),
+        verdict: if denied { Verdict::Deny } else { Verdict::Allow },
+        staged: Previews { egress: egress_staged, ingress: ingress_staged },
+    }
+}
+
+/// The pod that both ends are.
+fn itself(from: &Owner, to: &Owner) -> Option<Arc<Workload>> {
+    match (from, to) {
+        (Owner::Workload(from), Owner::Workload(to)) if from.uid == to.uid => Some(Arc::clone(from)),
+        _ => None,
+    }
+}
+
+/// What becomes of a decision about a pod and itself. Isolation does not keep a pod from itself, and a NetworkPolicy does
+/// nothing but isolate; what a rule denies holds, and what a policy of another API denies because it is closed.
+fn to_itself(decision: Decision) -> Decision {
+    let stays = match (decision.verdict, &decision.decider) {
+        (Verdict::Allow, _) | (_, Decider::Default(DefaultDecider::TierDefault)) => false,
+        (Verdict::Deny, Decider::Rule(_)) => true,
+        (Verdict::Deny, Decider::Default(_)) => {
+            let last = decision.path.last().and_then(|step| step.policy.as_ref());
+            last.is_none_or(|policy| {
+                !matches!(policy.kind, PolicyKind::NetworkPolicy | PolicyKind::StagedKubernetesNetworkPolicy)
+            })
+        }
+    };
+    if stays { decision } else { by_default(Verdict::Allow, DefaultDecider::ToItself, Vec::new()) }
 }
 
 /// The first of the pods that claim an address.
@@ -332,9 +372,9 @@ fn also(world: &World, query: &Query, later: &[&Arc<Policy>], verdict: Verdict) 
     also
 }
 
-/// What a rule does with a flow, if it matches. Where it speaks of a network set or of backends that could not be read
-/// whole, it cannot be said whom it means: one that lets through then does so for what could be read, or, if it means all but the set,
-/// for nobody; one that does not denies everyone.
+/// What a rule does with a flow, if it matches. Where it speaks of a network set, of backends or of nodes that could not be
+/// read whole, it cannot be said whom it means: one that lets through then does so for what could be read, or, if it means
+/// all but the set, for nobody; one that does not denies everyone.
 fn matching_action(world: &World, rule: &Rule, query: &Query) -> Option<Action> {
     let lists = [&rule.peer, &rule.own];
     let (selected, excluded) = lists

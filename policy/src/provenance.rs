@@ -2,8 +2,9 @@
 //!
 //! Invariant: entries are only added. A number keeps its meaning for as long as a record may carry it.
 
-use crate::model::{Decider, Decision, DefaultDecider, Labels, Verdict};
+use crate::model::{Decider, Decision, DefaultDecider, Labels, PolicyKind, Verdict};
 use ipnet::IpNet;
+use reeve_abi::decision::HOLDS_TO_ITSELF;
 use reeve_abi::ids::{
     DecisionId, FIRST_HASHED, IDENTITY_CONTESTED, IDENTITY_HOST, IDENTITY_MASQUERADED, IDENTITY_WORLD, IdentityId,
     WorkloadId,
@@ -131,7 +132,22 @@ impl Decision {
         {
             return id;
         }
-        DecisionId(json_number("decision", self))
+        let number = (json_number("decision", self) >> 1).max(FIRST_HASHED);
+        DecisionId(if self.holds_to_itself() { number | HOLDS_TO_ITSELF } else { number })
+    }
+
+    /// Whether it denies, and also denies a pod that reaches itself through a Service: by a rule, or because a policy is
+    /// closed. What only isolates does not, nor anything of a NetworkPolicy, whose API has nothing but isolation.
+    pub fn holds_to_itself(&self) -> bool {
+        let closed_by = || self.path.last().and_then(|step| step.policy.as_ref()).map(|policy| policy.kind.enforced());
+        self.verdict == Verdict::Deny
+            && match &self.decider {
+                Decider::Default(DefaultDecider::TierDefault) => false,
+                Decider::Default(DefaultDecider::UnreadablePolicy | DefaultDecider::RefusedPolicy) => {
+                    closed_by() != Some(PolicyKind::NetworkPolicy)
+                }
+                Decider::Rule(_) | Decider::Default(_) => true,
+            }
     }
 
     /// A default without a path.

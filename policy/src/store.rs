@@ -11,8 +11,9 @@ mod place;
 mod resolve;
 
 pub use key::{ObjectKey, objects_of};
-pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER};
+pub(crate) use place::{BUILT_IN as BUILT_IN_TIERS, REGIME as REGIME_TIER, UNREAD as UNREAD_TIER};
 
+use crate::holders::Holders;
 use crate::lower::{self, Lowered};
 use crate::model::{
     EndpointSlice, Labels, NetworkSet, Node, Policy, Problem, Service, StagedPolicy, Tier, Workload, World,
@@ -98,14 +99,14 @@ pub struct Store {
     /// Problems of documents that name no object, by origin.
     nameless: BTreeMap<String, Problem>,
     /// Which pods carry a UID; more than one is a fault.
-    uids: BTreeMap<String, BTreeSet<ObjectKey>>,
+    uids: Holders<String, ObjectKey>,
     claims: Claims,
     /// Staged policies as lowered.
     staged: BTreeMap<ObjectKey, Arc<StagedPolicy>>,
     contradictions: Contradictions,
     /// Problems of the staged tiers, until they change.
     staged_placement: OnceLock<Vec<Problem>>,
-    /// Problems of tiers and the policies in them, until either changes.
+    /// Problems of tiers and the policies in them, until either changes or the services that rules name do.
     placement: OnceLock<Vec<Problem>>,
 }
 
@@ -120,7 +121,7 @@ impl Store {
             facts: BTreeMap::new(),
             problems: BTreeMap::new(),
             nameless: BTreeMap::new(),
-            uids: BTreeMap::new(),
+            uids: Holders::default(),
             claims: Claims::default(),
             staged: BTreeMap::new(),
             contradictions: Contradictions::default(),
@@ -160,8 +161,13 @@ impl Store {
         all.extend(self.nameless.values().cloned());
         all.extend(self.shared_uids());
         all.extend(self.claims.problems(&self.world));
-        all.extend(self.contradictions.problems(&self.world).cloned());
-        all.extend(self.placement.get_or_init(|| place::problems(&self.world.tiers)).iter().cloned());
+        all.extend(self.contradictions.problems());
+        let of_policies = || {
+            let policies = self.world.tiers.iter().flat_map(|(_, policies)| policies);
+            let empty = policies.flat_map(|policy| backend::without_backends(&self.world, policy));
+            place::problems(&self.world.tiers).into_iter().chain(empty).collect()
+        };
+        all.extend(self.placement.get_or_init(of_policies).iter().cloned());
         if let Some(tiers) = &self.world.staged {
             let of_staged = || place::staged_problems(tiers, &self.world.tiers, self.staged.values());
             all.extend(self.staged_placement.get_or_init(of_staged).iter().cloned());
@@ -213,12 +219,6 @@ impl Store {
     /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
     fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
         let mut touched = Vec::new();
-        if matches!(
-            (&before, &after),
-            (Some(Fact::Policy(_) | Fact::Tier(_)), _) | (_, Some(Fact::Policy(_) | Fact::Tier(_)))
-        ) {
-            self.placement = OnceLock::new();
-        }
         match (before, after) {
             (None, None) => {}
             (Some(Fact::Policy(before)), after) => {
@@ -247,6 +247,9 @@ impl Store {
             self.contradictions.take(&self.world, touch);
         }
         let of_tiers = |touch: &Touched| matches!(touch, Touched::Policy { .. } | Touched::Tiers);
+        if touched.iter().any(|touch| of_tiers(touch) || matches!(touch, Touched::Service { .. })) {
+            self.placement = OnceLock::new();
+        }
         let of_sources = |touch: &Touched| !sources_of(touch, &self.world).is_empty();
         if touched.iter().any(|touch| of_tiers(touch) || of_sources(touch)) {
             touched.extend(self.restage());
@@ -298,19 +301,8 @@ impl Store {
             Some(Fact::Workload(_)) => {
                 let before = before.and_then(Fact::workload);
                 let after = after.and_then(Fact::workload);
-                let uids: BTreeSet<String> = before.iter().chain(&after).map(|workload| workload.uid.clone()).collect();
-                for uid in &uids {
-                    let claimed = after.as_ref().is_some_and(|after| after.uid == *uid);
-                    let holders = self.uids.entry(uid.clone()).or_default();
-                    if claimed {
-                        holders.insert(key.clone());
-                    } else {
-                        holders.remove(key);
-                    }
-                    if holders.is_empty() {
-                        self.uids.remove(uid);
-                    }
-                }
+                let uid = |workload: &Option<Arc<Workload>>| workload.as_ref().map(|workload| workload.uid.clone());
+                let uids = self.uids.replace(key, uid(&before), uid(&after));
                 self.settle(&uids, before.as_ref().map(|before| (key, before)), touched);
             }
             Some(Fact::Namespace(_)) => {
@@ -392,10 +384,9 @@ impl Store {
             want.insert(lower::made_uid(key), None);
         }
         for uid in uids {
-            let holders = self.uids.get(uid);
-            let alone = holders.is_some_and(|holders| holders.len() == 1);
+            let alone = self.uids.of(uid).len() == 1;
             want.entry(uid.clone()).or_default();
-            for key in holders.into_iter().flatten() {
+            for key in self.uids.of(uid) {
                 let Some(Fact::Workload(workload)) = self.facts.get(key) else { continue };
                 let made = lower::made_uid(key);
                 if alone {
@@ -436,7 +427,7 @@ impl Store {
     }
 
     fn shared_uids(&self) -> impl Iterator<Item = Problem> {
-        self.uids.iter().filter(|(_, holders)| holders.len() > 1).flat_map(|(uid, holders)| {
+        self.uids.shared().flat_map(|(uid, holders)| {
             let names: Vec<String> = holders.iter().map(ToString::to_string).collect();
             holders.iter().map(move |key| Problem {
                 level: crate::model::Level::Warning,

@@ -168,6 +168,56 @@ spec:
     assert_eq!(verdict(&store, "10.0.0.1", "192.0.2.1"), Verdict::Deny);
 }
 
+#[test]
+fn nodes_mean_their_status_alone_and_one_that_is_not_whole_denies_everyone_where_it_is_denied() {
+    let text = |address: &str, action: &str| {
+        format!(
+            r"
+{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: n}}, spec: {{nodeName: node-1}}, status: {{podIPs: [{{ip: 10.0.0.1}}]}}}}
+---
+apiVersion: v1
+kind: Node
+metadata: {{name: node-2, annotations: {{projectcalico.org/IPv4VXLANTunnelAddr: 10.9.9.9}}}}
+status: {{addresses: [{{type: InternalIP, address: 192.0.2.2}}, {{type: ExternalIP, address: {address}}}]}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {{name: nodes}}
+spec: {{tier: Baseline, priority: 1, subject: {{namespaces: {{}}}}, egress: [{{action: {action}, to: [{{nodes: {{}}}}]}}, {{action: Pass, to: [{{networks: [0.0.0.0/0]}}]}}]}}
+"
+        )
+    };
+    let judged = |address: &str, action: &str| {
+        let store = store(&text(address, action));
+        let verdicts = ["192.0.2.2", "10.9.9.9", "203.0.113.1"].map(|to| verdict(&store, "10.0.0.1", to));
+        (store.problems().into_iter().map(|problem| problem.field).collect::<Vec<_>>(), verdicts)
+    };
+    let (allow, deny) = (Verdict::Allow, Verdict::Deny);
+    assert_eq!(
+        judged("192.0.2.3", "Deny"),
+        (vec![], [deny, allow, allow]),
+        "an address in a tunnel is no node's status"
+    );
+    let field = vec!["status.addresses[1].address".to_owned()];
+    assert_eq!(judged("192.0.2.300", "Deny"), (field.clone(), [deny, deny, deny]));
+    assert_eq!(judged("192.0.2.300", "Accept"), (field, [allow, allow, allow]));
+}
+
+#[test]
+fn a_pod_reaches_itself_by_its_own_address_whatever_is_said() {
+    let text = r"
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: n}, status: {podIPs: [{ip: 10.0.0.1}]}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: none}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+";
+    let (store, own) = (store(text), "10.0.0.1".parse::<IpAddr>().expect("an address"));
+    assert_eq!(oracle::explain(store.world(), own, own, 6, 80).verdict, Verdict::Allow);
+    assert_eq!(oracle::explain_through_service(store.world(), own, own, 6, 80).verdict, Verdict::Deny);
+}
+
 fn store(text: &str) -> Store {
     let mut store = Store::new("node-1");
     for object in manifest::parse(text, "here").expect("the manifests are readable") {

@@ -51,7 +51,9 @@ fn an_address_that_two_pods_claim_is_neithers_until_one_is_gone() {
     };
     assert_eq!(owner(&engine), (OWNER_REMOTE_POD, workload_id("peer")));
     let rival = pod("rival", "node-3", "10.0.0.2", &json!({ "role": "client" }));
-    engine.apply(vec![rival.clone()]);
+    let update = engine.apply(vec![rival.clone()]);
+    let told: Vec<_> = update.problems.iter().map(|one| (one.object.as_str(), one.value.as_str())).collect();
+    assert_eq!(told, [("Pod/s/peer", "10.0.0.2"), ("Pod/s/rival", "10.0.0.2")]);
     assert_eq!(owner(&engine).0, OWNER_CONTESTED);
     let Change::Apply(object) = rival else { panic!("it is an object") };
     engine.apply(vec![Change::Delete(ObjectKey::of(&object.value).expect("it has a name"))]);

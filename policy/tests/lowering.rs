@@ -86,6 +86,74 @@ fn an_unreadable_calico_rule_allows_nobody_or_denies_everyone() {
     }
 }
 
+#[test]
+fn selectors_of_what_a_pod_inherits_or_lacks_close_the_policy() {
+    let closed = Rules::Closed(DefaultDecider::UnreadablePolicy);
+    for selector in ["pcns.team == 'a'", "app == 'x' && has(pcsa.role)", "!(pcns.team in {'a'})"] {
+        let (policy, problems) = lower(json!({"selector": selector}), true);
+        named(&problems, "spec.selector", selector);
+        assert_eq!(policy.ingress, closed);
+        let (policy, problems) =
+            lower(json!({"ingress": [{"action": "Deny", "source": {"selector": selector}}]}), true);
+        named(&problems, "spec.ingress[0].source.selector", selector);
+        let Rules::List(rules) = &policy.ingress else { panic!("the list stays a list") };
+        assert_eq!((rules[0].action, &rules[0].peer), (Action::DenyUnreadable, &Peers::Anyone));
+    }
+    let (_, problems) = lower(json!({"selector": "pcnstance == 'a' && projectcalico.org/namespace == 'n'"}), true);
+    assert_eq!(problems, []);
+    let global = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "p"},
+        "spec": {"namespaceSelector": "global()"}});
+    let mut store = Store::new("node-1");
+    store.apply(Change::Apply(Object { value: global, origin: "test".to_owned() }));
+    named(&store.problems(), "spec.namespaceSelector", "global()");
+    let policy = store.world().tiers.iter().find_map(|(_, policies)| policies.first()).expect("it is in force");
+    assert_eq!(policy.ingress, closed);
+}
+
+#[test]
+fn policies_of_versions_that_are_not_known_go_before_all_that_they_may_stand_before() {
+    for (version, kind, tier) in [
+        ("projectcalico.org/v4", "GlobalNetworkPolicy", "unknown tier (unread)"),
+        ("projectcalico.org/v4", "NetworkPolicy", "unknown tier (unread)"),
+        ("networking.k8s.io/v2", "NetworkPolicy", "default"),
+    ] {
+        let objects = [
+            json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "a"},
+                "spec": {"order": -7, "ingress": [{"action": "Allow"}]}}),
+            json!({"apiVersion": version, "kind": kind, "metadata": {"name": "p", "namespace": "n"}, "spec": {}}),
+        ];
+        let mut store = Store::new("node-1");
+        for value in objects {
+            store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
+        }
+        named(&store.problems(), "apiVersion", version);
+        let first = store.world().tiers.iter().find(|(_, policies)| !policies.is_empty()).expect("policies");
+        assert_eq!((first.0.name.as_str(), first.1[0].reference.name.as_str()), (tier, "p"), "{version} {kind}");
+    }
+}
+
+#[test]
+fn policies_of_other_engines_are_told_of() {
+    for (version, kind) in [("cilium.io/v2", "CiliumClusterwideNetworkPolicy"), ("acme/v1", "NetworkPolicy")] {
+        let value = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "p"}});
+        let mut store = Store::new("node-1");
+        store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
+        named(&store.problems(), "kind", kind);
+    }
+}
+
+#[test]
+fn a_document_that_names_no_object_is_told_of_beside_others_of_its_list() {
+    let text = "{apiVersion: v1, kind: List, items: [{kind: NetworkPolicy, spec: {}}, {apiVersion: v1, kind: Namespace, metadata: {name: n}}]}";
+    let mut store = Store::new("node-1");
+    for object in reeve_policy::manifest::parse(text, "p.yaml").expect("it can be read") {
+        store.apply(Change::Apply(object));
+    }
+    let found: Vec<_> = store.problems().into_iter().map(|problem| (problem.object, problem.field)).collect();
+    assert_eq!(found, [("p.yaml, document 1, item 1".to_owned(), "apiVersion".to_owned())]);
+    assert_eq!(store.world().namespaces.len(), 1);
+}
+
 /// The addresses of a node with these annotations, and how many problems there are.
 fn node(annotations: Value, networks: Value) -> (Vec<String>, Vec<Problem>) {
     let value = json!({
@@ -96,7 +164,7 @@ fn node(annotations: Value, networks: Value) -> (Vec<String>, Vec<Problem>) {
     });
     let mut store = Store::new("node-1");
     store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
-    let addresses = store.world().nodes["node-2"].addresses.iter().map(ToString::to_string).collect();
+    let addresses = store.world().nodes["node-2"].own_addresses().map(|address| address.to_string()).collect();
     (addresses, store.problems())
 }
 

@@ -1,6 +1,7 @@
 //! Scenarios as text: manifests, then one row for every pod, other pod and port, with verdict and both deciders;
 //! a line `! object field` for every problem that the manifests make. A row ends in `staged` and two further columns,
 //! `Verdict:decider` for each end, where staged policies would change what is asked there (`none`: they would not).
+//! `itself` for the other pod is the pod again, by way of a Service; a table has such rows for all pods or for none.
 
 use reeve_policy::engine::Engine;
 use reeve_policy::image::mapped;
@@ -37,7 +38,8 @@ impl Nodes {
 }
 
 fn by_oracle(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) -> Explanation {
-    oracle::explain(nodes.first().world(), from, to, protocol, port)
+    let explain = if from == to { oracle::explain_through_service } else { oracle::explain };
+    explain(nodes.first().world(), from, to, protocol, port)
 }
 
 /// What each end's node finds in its image; it must be the oracle's decision, whole.
@@ -46,7 +48,12 @@ fn by_image(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) ->
     let end = |own: IpAddr, peer: IpAddr, direction| {
         let Owner::Workload(pod) = oracle::owner(nodes.first().world(), own) else { return None };
         let engine = &nodes.0[&pod.node];
-        let id = engine.image().lookup(workload_id(&pod.uid), direction, family, mapped(peer), protocol, port);
+        let (image, subject) = (engine.image(), workload_id(&pod.uid));
+        let id = if own == peer {
+            image.lookup_to_itself(subject, direction, family, protocol, port)
+        } else {
+            image.lookup(subject, direction, family, mapped(peer), protocol, port)
+        };
         let id = id.unwrap_or_else(|| panic!("{} has no endpoint on {}", pod.name, pod.node));
         let decision = engine.dictionary().get_decision(id).unwrap_or_else(|| panic!("decision {id} has no entry"));
         Some((pod, decision))
@@ -85,10 +92,12 @@ fn run(name: &str, text: &str) {
     let world = nodes.first().world();
     let pods: BTreeMap<&str, IpAddr> =
         world.workloads.values().filter_map(|pod| Some((pod.name.as_str(), *pod.addresses.first()?))).collect();
+    let itself = table.lines().any(|row| row.split_whitespace().nth(1) == Some("itself"));
     let mut missing: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
     for from in pods.keys() {
-        for to in pods.keys().filter(|to| *to != from) {
-            missing.extend(ports.split_whitespace().map(|port| (*from, *to, port)));
+        let others = pods.keys().filter(|to| *to != from).copied();
+        for to in others.chain(itself.then_some("itself")) {
+            missing.extend(ports.split_whitespace().map(|port| (*from, to, port)));
         }
     }
     for row in table.lines().filter(|row| !row.trim().is_empty() && !row.starts_with(['#', '!'])) {
@@ -109,6 +118,7 @@ fn run(name: &str, text: &str) {
             other => panic!("{name}: {other} is no protocol"),
         };
         for (judge, explain) in JUDGES {
+            let to = if to == "itself" { from } else { to };
             let found = explain(&nodes, pods[from], pods[to], protocol, number.parse().expect("a port"));
             let found_staged = &found.staged;
             let verdict_found = if found.verdict == Verdict::Allow { "allow" } else { "deny" };

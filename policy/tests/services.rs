@@ -103,7 +103,7 @@ fn a_service_is_read_whole() {
     assert_eq!(service.affinity, Affinity::ClientIp(60));
     assert_eq!((service.external_scope, service.internal_scope), (BackendScope::Local, BackendScope::Cluster));
     assert_eq!((service.health_check_port, service.publishes_not_ready), (Some(30_099), true));
-    assert_eq!(store.problems(), [], "a service without endpoints is a fact like any other");
+    assert_eq!(store.problems(), [], "without endpoints it is told of only where a rule names it");
 }
 
 #[test]
@@ -182,6 +182,7 @@ fn a_slice_that_cannot_be_read_whole_is_marked_and_the_rest_holds() {
         ("port: 8080", "port: 0", "ports[0].port", 2),
         ("ready: false", "ready: no-idea", "endpoints[1].conditions.ready", 1),
         ("addressType: IPv4", "addressType: IPv5", "addressType", 0),
+        ("addresses: [10.0.0.1]", "addresses: [\"fd00::1\"]", "endpoints[0].addresses[0]", 1),
     ] {
         let broken = SLICE.replacen(from, to, 1);
         assert_ne!(broken, SLICE, "{field}");

@@ -105,7 +105,7 @@ fn a_missing_default_row_is_inconsistent() {
 fn rows_of_ports_are_asked_from_the_exact_to_the_widest() {
     let Some(mut world) = closed() else { return };
     world.table(world::INGRESS, 0, 5, PEER_RANGES);
-    let value = |decision, verdict| PortValue { decision, verdict, flags: 0 };
+    let value = |decision, verdict| PortValue { decision, verdict, reserved: 0 };
     let (exact, narrow, wide, any) =
         (DecisionId(0x7_0000), DecisionId(0x7_0001), DecisionId(0x7_0002), DecisionId(0x7_0003));
     let range = |port: u16, bits| RangeKey {

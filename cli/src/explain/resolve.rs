@@ -75,7 +75,8 @@ fn addresses(world: &World, place: &Place) -> anyhow::Result<Vec<IpAddr>> {
     let pod = pod(world, namespace, name)?;
     if pod.host_network {
         let node = world.nodes.get(&pod.node);
-        let addresses = node.map_or_else(|| "not known".to_owned(), |node| list(&node.addresses));
+        let addresses =
+            node.map_or_else(|| "not known".to_owned(), |node| list(&node.own_addresses().collect::<Vec<_>>()));
         bail!(
             "pod {namespace}/{name} uses the network of its node {:?}, whose addresses are {addresses}: ask for one of those",
             pod.node

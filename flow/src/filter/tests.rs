@@ -101,3 +101,22 @@ fn namespace_pod_and_labels_are_of_the_same_end() {
         (of(None, None, &[("app", "web"), ("PCI", "true")]), false),
     ]);
 }
+
+#[test]
+fn a_policy_that_is_closed_is_found_by_its_name() {
+    let mut record = record();
+    for default in ["unreadablePolicy", "refusedPolicy"] {
+        let decision = json!({"verdict": "deny", "default": default, "path": [
+            {"tier": "security", "outcome": "passed", "policy": {"kind": "GlobalNetworkPolicy", "name": "pci", "uid": "u1"}},
+            {"tier": "default", "outcome": "denied", "policy": {"kind": "NetworkPolicy", "namespace": "payments", "name": "db", "uid": "u2"}}
+        ]});
+        record.decision = serde_json::from_value(decision).expect("a decision");
+        for (policy, want) in [("payments/db", true), ("pci", false)] {
+            assert_eq!(
+                Filter { policy: Some(policy.to_owned()), ..any() }.matches(&record),
+                want,
+                "{default} {policy}"
+            );
+        }
+    }
+}

@@ -164,7 +164,7 @@ impl World {
 
     pub(crate) fn port(&mut self, table: u64, protocol: u8, port: u32, decision: DecisionId) {
         let key = PortKey { table: TableId(table), protocol: protocol.into(), port };
-        self.host.ports.insert(key, PortValue { decision, verdict: verdict(decision), flags: 0 });
+        self.host.ports.insert(key, PortValue { decision, verdict: verdict(decision), reserved: 0 });
     }
 
     pub(crate) fn after_s(&mut self, seconds: u64) -> &mut Self {
@@ -245,7 +245,7 @@ impl World {
 
     /// Kind of the packet's mark.
     pub(crate) fn kind(&self) -> u32 {
-        mark::read(&self.host.config.unwrap_or(Config::DEFAULT), self.host.mark.get()).0
+        mark::read(&self.host.config, self.host.mark.get()).0
     }
 
     /// The neighbour as a second endpoint, under no policy; whatever comes from either carries a mark.

@@ -16,6 +16,13 @@ fn read(bytes: &[u8]) -> (Kind, Packet) {
     host.frame = bytes.to_vec();
     let mut packet = Packet::default();
     let kind = frame(&host, &mut packet);
+    // However much of it lies in one piece.
+    for linear in [0, 41, 42, 53, 61, 73] {
+        host.linear = linear;
+        let mut again = Packet { icmp_type: 7, tcp_flags: 7, destination_port: 7, fragment: 7, ..Packet::default() };
+        assert_eq!(frame(&host, &mut again), kind, "{linear} bytes in one piece: {bytes:02x?}");
+        assert!(kind != Kind::Ip || again == packet, "{linear} bytes in one piece: {again:?} {packet:?}");
+    }
     (kind, packet)
 }
 

@@ -1,17 +1,18 @@
 //! Who owns which address: the claims of pods and nodes, and how they are settled.
 
 use super::pods::Pods;
+use crate::holders::Holders;
 use crate::model::{Node, Workload};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Claims by address.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// UIDs.
-    pods: BTreeMap<IpAddr, BTreeSet<String>>,
+    pods: Holders<IpAddr, String>,
     /// Names of nodes.
-    nodes: BTreeMap<IpAddr, BTreeSet<String>>,
+    nodes: Holders<IpAddr, String>,
     /// Of this node's interfaces.
     local: BTreeSet<IpAddr>,
 }
@@ -37,19 +38,16 @@ pub(super) fn claims(workload: &Workload) -> bool {
 
 impl Claims {
     /// Takes a pod's addresses in place of those it had, and says which may have changed hands.
-    pub(super) fn replace_pod(&mut self, before: Option<&Workload>, after: Option<&Workload>) -> Vec<IpAddr> {
-        fn of(workload: Option<&Workload>) -> Option<(&str, &[IpAddr])> {
-            workload.filter(|w| claims(w)).map(|w| (w.uid.as_str(), w.addresses.as_slice()))
-        }
-        replace(&mut self.pods, of(before), of(after))
+    pub(super) fn replace_pod(&mut self, before: Option<&Workload>, after: Option<&Workload>) -> BTreeSet<IpAddr> {
+        let Some(uid) = before.or(after).map(|pod| &pod.uid) else { return BTreeSet::new() };
+        self.pods.replace(uid, claimed(before), claimed(after))
     }
 
     /// The same for a node.
-    pub(super) fn replace_node(&mut self, before: Option<&Node>, after: Option<&Node>) -> Vec<IpAddr> {
-        fn of(node: Option<&Node>) -> Option<(&str, &[IpAddr])> {
-            node.map(|node| (node.name.as_str(), node.addresses.as_slice()))
-        }
-        replace(&mut self.nodes, of(before), of(after))
+    pub(super) fn replace_node(&mut self, before: Option<&Node>, after: Option<&Node>) -> BTreeSet<IpAddr> {
+        let Some(name) = before.or(after).map(|node| &node.name) else { return BTreeSet::new() };
+        let own = |node: Option<&Node>| -> Vec<IpAddr> { node.into_iter().flat_map(Node::own_addresses).collect() };
+        self.nodes.replace(name, own(before), own(after))
     }
 
     /// The same for this node's interfaces.
@@ -61,55 +59,33 @@ impl Claims {
 
     /// Claimed addresses from the first to the last.
     pub(super) fn between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> + '_ {
-        let pods = self.pods.range(first..=last).map(|(address, _)| *address);
-        let nodes = self.nodes.range(first..=last).map(|(address, _)| *address);
-        pods.chain(nodes).chain(self.local.range(first..=last).copied())
+        let (pods, nodes) = (self.pods.between(&first, &last), self.nodes.between(&first, &last));
+        pods.chain(nodes).chain(self.local.range(first..=last)).copied()
     }
 
     /// UIDs of the pods that claim an address.
     pub(super) fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &String> {
-        self.pods.get(&address).into_iter().flatten()
+        self.pods.of(&address)
     }
 
     /// Settles the claims to an address. A pod that is ending gives way to one that is not.
     pub(super) fn owner(&self, address: IpAddr, pods: &Pods, node: &str) -> Owner {
-        let nodes = self.nodes.get(&address);
+        let nodes = || self.nodes.of(&address);
         let local = self.local.contains(&address);
         let claimants = self.claimants(address).filter_map(|uid| pods.get(uid));
         let (ending, staying): (Vec<_>, Vec<_>) = claimants.partition(|pod| pod.workload.terminating);
         let claimants = if staying.is_empty() { ending } else { staying };
         match claimants.as_slice() {
-            [] if local || nodes.is_some_and(|nodes| nodes.contains(node)) => Owner::Host,
-            [] if nodes.is_some() => Owner::Node,
+            [] if local || nodes().any(|name| name == node) => Owner::Host,
+            [] if nodes().len() > 0 => Owner::Node,
             [] => Owner::Nobody,
-            [pod] if nodes.is_none() && !local => Owner::Pod(pod.workload.uid.clone()),
+            [pod] if nodes().len() == 0 && !local => Owner::Pod(pod.workload.uid.clone()),
             _ => Owner::Contested,
         }
     }
 }
 
-fn replace(
-    claims: &mut BTreeMap<IpAddr, BTreeSet<String>>,
-    before: Option<(&str, &[IpAddr])>,
-    after: Option<(&str, &[IpAddr])>,
-) -> Vec<IpAddr> {
-    let mut about = Vec::new();
-    if let Some((who, addresses)) = before {
-        for address in addresses {
-            about.push(*address);
-            if let Some(all) = claims.get_mut(address) {
-                all.remove(who);
-                if all.is_empty() {
-                    claims.remove(address);
-                }
-            }
-        }
-    }
-    if let Some((who, addresses)) = after {
-        for address in addresses {
-            about.push(*address);
-            claims.entry(*address).or_default().insert(who.to_owned());
-        }
-    }
-    about
+/// The addresses that a pod claims.
+fn claimed(workload: Option<&Workload>) -> impl Iterator<Item = IpAddr> + '_ {
+    workload.filter(|workload| claims(workload)).into_iter().flat_map(|workload| workload.addresses.iter().copied())
 }

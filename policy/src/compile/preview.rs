@@ -48,6 +48,21 @@ impl Preview {
         self.endpoints.is_empty()
     }
 
+    /// The same for an endpoint that reaches itself through a Service; `own` is how it is seen.
+    pub fn decide_to_itself(
+        &self,
+        endpoint: WorkloadId,
+        direction: Direction,
+        family: Family,
+        own: &Identity,
+        protocol: u8,
+        port: u16,
+    ) -> Option<Decision> {
+        let decision = self.decide(endpoint, direction, family, own, protocol, port)?;
+        let holds = decision.holds_to_itself();
+        Some(if holds { decision } else { Decision::bare(Verdict::Allow, DefaultDecider::ToItself) })
+    }
+
     /// What would be decided for an endpoint's flow with this peer; `None` if the same policies would be asked. `port` is
     /// the destination port, or ICMP type << 8 | code, or 0.
     pub fn decide(

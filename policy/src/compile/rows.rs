@@ -14,7 +14,7 @@ use reeve_abi::policy::{
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-const WITH_PORTS: [u8; 4] = [6, 17, 132, 136];
+const WITH_PORTS: [u8; 3] = [6, 17, 132];
 const WITH_TYPES: [u8; 2] = [1, 58];
 
 /// A row with its table.
@@ -38,7 +38,7 @@ struct Answer {
 
 impl Answer {
     fn value(self) -> PortValue {
-        PortValue { decision: self.decision, verdict: self.verdict, flags: 0 }
+        PortValue { decision: self.decision, verdict: self.verdict, reserved: 0 }
     }
 }
 

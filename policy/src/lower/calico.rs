@@ -4,18 +4,24 @@ mod rule;
 
 use super::reader::{Field, Unreadable};
 use super::{Lowered, closed, everything_in, reference};
+use crate::identity;
 use crate::model::{
     DefaultDecider, Direction, Level, NamespaceMatch, Order, Policy, Rules, Selector, ServiceAccountMatch, Tier,
     TierDefault,
 };
 use crate::selector::{self, SelectorError, Written};
-use crate::store::{BUILT_IN_TIERS, ObjectKey, REGIME_TIER as REGIME};
+use crate::store::{BUILT_IN_TIERS, ObjectKey, REGIME_TIER as REGIME, UNREAD_TIER};
+use std::collections::BTreeSet;
 
 pub(super) use rule::network;
 
 const CLOSES: &str = "denies everything for the workloads it selects, in its directions";
+const CLOSES_FIRST: &str = "denies everything for the workloads it selects, in its directions, before all other tiers";
+const CLOSES_TIER: &str = "denies everything for the workloads it selects, in its directions, first in its tier";
 const CLOSES_BOTH: &str = "denies everything for the workloads it selects, both ways";
 const CLOSES_MORE: &str = "denies everything, in its directions, for every workload that the readable part selects";
+/// What Calico puts before the labels that a workload has from its namespace and its service account.
+const INHERITED: [&str; 2] = ["pcns.", "pcsa."];
 const UNKNOWN_TIER: &str =
     "the tier is as it was before; without that, its policies deny everything for their subjects";
 
@@ -28,25 +34,29 @@ pub(super) fn policy(key: &ObjectKey, root: &Field<'_>) -> Policy {
         None => root.at("spec").holding(&empty),
     };
     let Ok(mut fields) = spec.fields() else { return policy };
+    (policy.tier, policy.order) = ("default".to_owned(), None);
     if policy.reference.kind != policy.reference.kind.enforced() {
         fields.ignore(&["stagedAction"]);
     }
     let mut readable = true;
     let mut note = |result: Result<(), Unreadable>| readable &= result.is_ok();
 
-    if let Some(field) = fields.take("tier") {
-        match field.with(CLOSES).text() {
-            Ok(REGIME) => note(Err(field.with(CLOSES).bad("this tier is not for policies"))),
-            Ok(tier) if !tier.is_empty() => tier.clone_into(&mut policy.tier),
-            Ok(_) => {}
-            Err(Unreadable) => note(Err(Unreadable)),
+    if let Some(field) = fields.take("tier").map(|field| field.with(CLOSES_FIRST)) {
+        let read = match field.text() {
+            Ok(REGIME) => Err(field.bad("this tier is not for policies")),
+            other => other,
+        };
+        match read {
+            Ok("") => {}
+            Ok(tier) => tier.clone_into(&mut policy.tier),
+            Err(Unreadable) => UNREAD_TIER.clone_into(&mut policy.tier),
         }
+        note(read.map(|_| ()));
     }
     if let Some(field) = fields.take("order") {
-        match field.with(CLOSES).float() {
-            Ok(order) => policy.order = Some(Order(order + 0.0)),
-            Err(Unreadable) => note(Err(Unreadable)),
-        }
+        let order = field.with(CLOSES_TIER).float().map(|order| Order(order + 0.0));
+        policy.order = Some(order.unwrap_or(Order::FIRST));
+        note(order.map(|_| ()));
     }
     let selector = fields.take("selector").map(|field| labels(&field.with(CLOSES_MORE))).transpose();
     note(selector.map(|selector| policy.subject.pod = selector.unwrap_or(Selector::Everything)));
@@ -56,7 +66,11 @@ pub(super) fn policy(key: &ObjectKey, root: &Field<'_>) -> Policy {
             note(Err(field.bad("a namespaced policy selects in its own namespace only")));
         } else {
             match namespaces(&field) {
-                Ok(Some(Written::Global)) => policy.subject.pod = Selector::Nothing,
+                Ok(Some(Written::Global)) => {
+                    note(Err(
+                        field.bad("global() is for the other side of a rule: no pod is outside of all namespaces")
+                    ));
+                }
                 Ok(Some(Written::Labels(Selector::Everything)) | None) => {}
                 Ok(Some(Written::Labels(labels))) => policy.subject.namespace = NamespaceMatch::Labels(labels),
                 Err(Unreadable) => note(Err(Unreadable)),
@@ -173,7 +187,16 @@ fn rules(
 }
 
 fn labels(field: &Field<'_>) -> Result<Selector, Unreadable> {
-    selector::parse(field.text()?).map_err(|error: SelectorError| field.bad(format!("no selector: {error}")))
+    let parsed = selector::parse(field.text()?);
+    let selector = parsed.map_err(|error: SelectorError| field.bad(format!("no selector: {error}")))?;
+    let mut keys = BTreeSet::new();
+    identity::keys(&selector, &mut keys);
+    match keys.iter().find(|key| INHERITED.iter().any(|prefix| key.starts_with(prefix))) {
+        Some(key) => Err(field.bad(format!(
+            "{key}: labels of namespaces and service accounts are for namespaceSelector and serviceAccountSelector"
+        ))),
+        None => Ok(selector),
+    }
 }
 
 /// A selector of namespaces; `None` if it is empty.

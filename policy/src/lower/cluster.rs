@@ -32,6 +32,7 @@ pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     }
     match read_priority(&spec, priority.as_ref()) {
         Ok(order) => policy.order = Some(order),
+        // It stays before all others.
         Err(Unreadable) => readable = Err(Unreadable),
     }
     match subject.ok_or_else(|| spec.at("subject").bad("a policy needs a subject")) {

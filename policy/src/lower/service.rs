@@ -15,7 +15,6 @@ use std::net::IpAddr;
 const SERVICE_KEPT: &str = "what was known of the service goes on to hold";
 const PARTIAL: &str =
     "rules that allow the service's backends allow the rest; all other rules about them deny everyone";
-const NOT_AN_ADDRESS: &str = "the endpoint is not known by this address";
 const LABEL: &str = "kubernetes.io/service-name";
 
 /// Fields of a Service that make no difference to who may reach whom: they direct others.
@@ -224,14 +223,18 @@ fn read_slice(root: &Field<'_>, slice: &mut EndpointSlice) -> Result<(), Unreada
     }
     for item in endpoints.transpose()?.unwrap_or_default() {
         match endpoint(&item, v4) {
-            Ok(endpoint) => slice.endpoints.push(endpoint),
+            Ok((endpoint, all)) => {
+                slice.endpoints.push(endpoint);
+                whole = whole.and(all);
+            }
             Err(Unreadable) => whole = Err(Unreadable),
         }
     }
     whole
 }
 
-fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
+/// An endpoint, and whether all of its addresses could be taken.
+fn endpoint(field: &Field<'_>, v4: bool) -> Result<(Endpoint, Result<(), Unreadable>), Unreadable> {
     let mut fields = field.fields()?;
     // Names and hints say which of the backends to prefer, never which there are.
     fields.ignore(&["hostname", "zone", "hints", "deprecatedTopology"]);
@@ -240,13 +243,13 @@ fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
     let node = fields.take("nodeName").filter(|field| !field.is_empty());
     let target = fields.take("targetRef");
     fields.finish_noting();
-    let mut addresses = BTreeSet::new();
+    let (mut addresses, mut all) = (BTreeSet::new(), Ok(()));
     for item in given {
         let one = address(&item)?;
         if one.is_ipv4() == v4 {
             addresses.insert(one);
         } else {
-            item.with(NOT_AN_ADDRESS).bad("the address is not of the slice's addressType");
+            all = Err(item.bad("the address is not of the slice's addressType"));
         }
     }
     let (mut ready, mut serving, mut terminating) = (None, None, None);
@@ -257,14 +260,15 @@ fn endpoint(field: &Field<'_>, v4: bool) -> Result<Endpoint, Unreadable> {
     }
     let condition = |field: Option<Field<'_>>| field.map(|field| field.boolean()).transpose();
     let ready = condition(ready)?.unwrap_or(true);
-    Ok(Endpoint {
+    let endpoint = Endpoint {
         addresses,
         ready,
         serving: condition(serving)?.unwrap_or(ready),
         terminating: condition(terminating)?.unwrap_or(false),
         node: node.map(|field| field.text().map(str::to_owned)).transpose()?,
         pod: target.map(|field| pod(&field)).transpose()?.flatten(),
-    })
+    };
+    Ok((endpoint, all))
 }
 
 /// A `targetRef` that is a pod.

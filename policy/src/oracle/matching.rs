@@ -63,8 +63,8 @@ pub(super) fn serves(world: &World, service: &ServiceName, address: IpAddr, prot
     })
 }
 
-/// Whether these peers select, and whether they exclude, a network set or a service's backends that could not be read
-/// whole.
+/// Whether these peers select, and whether they exclude, a network set, a service's backends or a node's addresses that
+/// could not be read whole.
 pub(super) fn partial_lists(world: &World, peers: &Peers) -> (bool, bool) {
     let list = match peers {
         Peers::Anyone | Peers::Nobody => return (false, false),
@@ -77,8 +77,12 @@ pub(super) fn partial_lists(world: &World, peers: &Peers) -> (bool, bool) {
     let partial = |wanted: &SetSelector| {
         world.network_sets.values().any(|one| one.reading == Reading::Partial && set(world, wanted, one))
     };
+    let partial_node = |labels: &Selector| {
+        world.nodes.values().any(|node| node.reading == Reading::Partial && selector(labels, &node.labels))
+    };
     (
-        list.iter().any(|peer| peer.sets.as_ref().is_some_and(partial)),
+        list.iter()
+            .any(|peer| peer.sets.as_ref().is_some_and(partial) || peer.nodes.as_ref().is_some_and(partial_node)),
         list.iter().any(|peer| peer.not_sets.iter().any(partial)),
     )
 }

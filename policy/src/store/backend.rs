@@ -1,10 +1,14 @@
 //! What slices say of pods, where it is not what the pods say of themselves.
 
 use super::Touched;
-use crate::model::{Endpoint, EndpointSlice, Level, Problem, ServiceName, TargetPod, Workload, World};
+use crate::holders::Holders;
+use crate::identity::rule_list;
+use crate::model::{
+    Direction, Endpoint, EndpointSlice, Level, Peers, Policy, Problem, Service, ServiceName, TargetPod, Workload, World,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 const AS_GIVEN: &str = "the pod goes by its own status; behind the service the address stands as the slice has it";
 
@@ -37,14 +41,21 @@ pub(super) struct Contradictions {
     pods: BTreeMap<(String, String), String>,
     /// What was found, of slices with problems.
     found: BTreeMap<SliceName, Vec<Problem>>,
-    shared: OnceLock<Vec<Problem>>,
+    /// Which Services have a cluster address.
+    services: Holders<IpAddr, ServiceName>,
 }
 
 impl Contradictions {
     /// Looks again at what a change is about; the world has it already.
     pub(super) fn take(&mut self, world: &World, touch: &Touched) {
         match touch {
-            Touched::Service { .. } => self.shared = OnceLock::new(),
+            Touched::Service { before, after } => {
+                let Some(name) = before.as_ref().or(after.as_ref()).map(|service| &service.name) else { return };
+                let addresses = |service: &Option<Arc<Service>>| {
+                    service.as_ref().map(|service| service.cluster_addresses.clone()).unwrap_or_default()
+                };
+                self.services.replace(name, addresses(before), addresses(after));
+            }
             Touched::EndpointSlice { before, after } => {
                 before.iter().for_each(|slice| self.remove(slice));
                 if let Some(slice) = after {
@@ -105,8 +116,23 @@ impl Contradictions {
     }
 
     /// All that there are now.
-    pub(super) fn problems(&self, world: &World) -> impl Iterator<Item = &Problem> {
-        self.found.values().flatten().chain(self.shared.get_or_init(|| shared_addresses(world)))
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
+        self.found.values().flatten().cloned().chain(self.shared_addresses())
+    }
+
+    /// Cluster addresses that several Services have.
+    fn shared_addresses(&self) -> impl Iterator<Item = Problem> + '_ {
+        self.services.shared().flat_map(|(address, services)| {
+            let names: Vec<String> = services.iter().map(ToString::to_string).collect();
+            services.iter().map(move |service| Problem {
+                level: Level::Warning,
+                object: format!("Service/{service}"),
+                field: "spec.clusterIPs".to_owned(),
+                value: address.to_string(),
+                what: format!("several services have this address: {}", names.join(", ")),
+                effect: "flows to it are judged at the backend that they reach".to_owned(),
+            })
+        })
     }
 
     fn of_slice(&self, world: &World, slice: &EndpointSlice) -> Vec<Problem> {
@@ -149,28 +175,33 @@ fn foreign_addresses(pod: &Workload, endpoint: &Endpoint) -> impl Iterator<Item 
     endpoint.addresses.iter().filter(move |address| about && !pod.addresses.contains(address)).copied()
 }
 
-/// Cluster addresses that several Services have.
-fn shared_addresses(world: &World) -> Vec<Problem> {
-    let mut holders: BTreeMap<IpAddr, Vec<&ServiceName>> = BTreeMap::new();
-    for service in world.services.values() {
-        for address in &service.cluster_addresses {
-            holders.entry(*address).or_default().push(&service.name);
+/// Rules about a Service that nothing is behind: they mean nobody, which is seldom what was meant.
+pub(super) fn without_backends(world: &World, policy: &Policy) -> Vec<Problem> {
+    let written = policy.written.as_deref().unwrap_or(policy);
+    let sides = [(Direction::Ingress, "ingress", "source"), (Direction::Egress, "egress", "destination")];
+    let rules = sides.into_iter().flat_map(|(direction, list, side)| {
+        rule_list(written.rules(direction))
+            .iter()
+            .map(move |rule| (rule, format!("spec.{list}[{}].{side}", rule.index)))
+    });
+    let empty = rules.filter_map(|(rule, side)| match &rule.peer {
+        Peers::BackendsOf(service) if world.backends(service).next().is_none() => Some((service, side)),
+        _ => None,
+    });
+    let problem = |(service, side): (&ServiceName, String)| Problem {
+        level: Level::Note,
+        object: policy.reference.to_string(),
+        field: format!("{side}.services"),
+        value: service.to_string(),
+        what: if world.services.contains_key(service) {
+            "the service has no endpoints"
+        } else {
+            "there is no such service"
         }
-    }
-    let shared = holders.into_iter().filter(|(_, services)| services.len() > 1);
-    shared
-        .flat_map(|(address, services)| {
-            let names: Vec<String> = services.iter().map(ToString::to_string).collect();
-            services.into_iter().map(move |service| Problem {
-                level: Level::Warning,
-                object: format!("Service/{service}"),
-                field: "spec.clusterIPs".to_owned(),
-                value: address.to_string(),
-                what: format!("several services have this address: {}", names.join(", ")),
-                effect: "flows to it are judged at the backend that they reach".to_owned(),
-            })
-        })
-        .collect()
+        .to_owned(),
+        effect: "the rule matches nobody".to_owned(),
+    };
+    empty.map(problem).collect()
 }
 
 /// Puts a slice in the place of another one of the same name, which may have been another Service's.

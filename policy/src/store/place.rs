@@ -21,6 +21,9 @@ pub(crate) const BUILT_IN: [(&str, f64, TierDefault); 4] = [
     ("baseline", 10_000_000.0, TierDefault::Pass),
 ];
 
+/// Stands for a tier's name that could not be read; no tier can be called so.
+pub(crate) const UNREAD: &str = "(unread)";
+
 /// A tier that policies name but nobody has defined goes before all others: its rank is unknown, so is what it passes.
 fn unknown_tier(name: &str) -> String {
     format!("unknown tier {name}")
@@ -30,13 +33,32 @@ fn rank(tier: &Tier) -> (bool, bool, bool, Option<Order>, &str) {
     (tier.name != REGIME, !tier.name.starts_with("unknown tier "), tier.order.is_none(), tier.order, &tier.name)
 }
 
-/// Policies without order come last; ties go by kind, namespace and name, which no API defines.
+/// Policies without order come last. Ties go by name, as Calico says of its own; those between APIs, of which none says
+/// anything, by API.
 fn by_evaluation(a: &Policy, b: &Policy) -> Ordering {
-    let key = |policy: &Policy| (policy.order.is_none(), policy.order);
-    let name = |policy: &Policy| {
-        (policy.reference.kind.enforced(), policy.reference.namespace.clone(), policy.reference.name.clone())
-    };
-    key(a).cmp(&key(b)).then_with(|| name(a).cmp(&name(b)))
+    fn key(policy: &Policy) -> (bool, Option<Order>, Api, &str, Option<&str>, PolicyKind) {
+        let PolicyRef { kind, namespace, name, .. } = &*policy.reference;
+        (policy.order.is_none(), policy.order, Api::of(*kind), name, namespace.as_deref(), kind.enforced())
+    }
+    key(a).cmp(&key(b))
+}
+
+/// Whose kinds share a rule for ties. The order breaks ties between them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Api {
+    Calico,
+    Kubernetes,
+    Cluster,
+}
+
+impl Api {
+    const fn of(kind: PolicyKind) -> Self {
+        match kind.enforced() {
+            PolicyKind::NetworkPolicy | PolicyKind::StagedKubernetesNetworkPolicy => Self::Kubernetes,
+            PolicyKind::ClusterNetworkPolicy => Self::Cluster,
+            _ => Self::Calico,
+        }
+    }
 }
 
 /// The policy as it stands: one whose tier is not there is closed in its directions.
@@ -216,24 +238,27 @@ pub(super) fn difference(before: &Tiers, after: &Tiers) -> Vec<Touched> {
 /// Ties that the APIs leave undefined, and policies whose tier is not there.
 pub(super) fn problems(tiers: &Tiers) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for pair in tiers.windows(2).filter(|pair| pair[0].0.name != REGIME) {
+    // Calico's own go by name, as it says.
+    let of_cluster_policies = |tier: &Tier| matches!(tier.name.as_str(), "admin" | "baseline");
+    for pair in tiers.windows(2).filter(|pair| pair.iter().any(|(tier, _)| of_cluster_policies(tier))) {
         let (Some(order), true) = (pair[0].0.order, pair[0].0.order == pair[1].0.order) else { continue };
         problems.push(Problem {
             level: Level::Note,
             object: format!("Tier/{}", pair[1].0.name),
             field: "spec.order".to_owned(),
             value: order.0.to_string(),
-            what: format!("tier {} has the same order, and the API does not say which goes first", pair[0].0.name),
+            what: format!("tier {} has the same order, and no API says which goes first", pair[0].0.name),
             effect: format!("{} goes first, by name", pair[0].0.name),
         });
     }
     for (tier, policies) in tiers {
-        for same in policies.chunk_by(|a, b| a.order.is_some() && a.order == b.order) {
+        for same in policies.chunk_by(|a, b| a.order.is_some_and(|order| order != Order::FIRST) && a.order == b.order) {
             for pair in same.windows(2) {
-                if pair.iter().all(|policy| policy.reference.kind == PolicyKind::NetworkPolicy) {
+                let apis = [&pair[0], &pair[1]].map(|policy| Api::of(policy.reference.kind));
+                if apis[0] == apis[1] && apis[0] != Api::Cluster {
                     continue;
                 }
-                let cluster = pair[1].reference.kind == PolicyKind::ClusterNetworkPolicy;
+                let cluster = apis[1] == Api::Cluster;
                 problems.push(Problem {
                     level: Level::Note,
                     object: pair[1].reference.to_string(),
@@ -243,11 +268,16 @@ pub(super) fn problems(tiers: &Tiers) -> Vec<Problem> {
                         "{} has the same order in tier {}, and the API does not say which goes first",
                         pair[0].reference, tier.name
                     ),
-                    effect: format!("{} goes first, by kind, namespace and name", pair[0].reference),
+                    effect: format!(
+                        "{} goes first, by {}",
+                        pair[0].reference,
+                        if apis[0] == apis[1] { "name" } else { "kind" }
+                    ),
                 });
             }
         }
-        if let Some(name) = tier.name.strip_prefix("unknown tier ") {
+        // What could not be read has been told.
+        if let Some(name) = tier.name.strip_prefix("unknown tier ").filter(|name| *name != UNREAD) {
             problems.extend(policies.iter().map(|policy| Problem {
                 level: Level::Warning,
                 object: policy.reference.to_string(),

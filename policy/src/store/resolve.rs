@@ -103,11 +103,13 @@ impl<'a> Sources<'a> {
                 .collect();
         }
         let partial = |selector: &&SetSelector| self.selected(selector).1 == Reading::Partial;
+        let partial_nodes = |labels: &&Selector| self.nodes(labels).any(|node| node.reading == Reading::Partial);
         let list: &[Peer] = if let Peers::OneOf(list) = peers { list } else { &[] };
         list.iter()
             .flat_map(|peer| {
-                let selected = peer.sets.iter().filter(partial).map(|_| Fault::Selected);
-                selected.chain(peer.not_sets.iter().filter(partial).map(|_| Fault::Excluded))
+                let sets = peer.sets.iter().filter(partial).map(|_| Fault::Selected);
+                let nodes = peer.nodes.iter().filter(partial_nodes).map(|_| Fault::Selected);
+                sets.chain(nodes).chain(peer.not_sets.iter().filter(partial).map(|_| Fault::Excluded))
             })
             .collect()
     }
@@ -169,9 +171,15 @@ impl<'a> Sources<'a> {
         found
     }
 
+    fn nodes<'b>(self, labels: &'b Selector) -> impl Iterator<Item = &'b Arc<Node>>
+    where
+        'a: 'b,
+    {
+        self.nodes.values().filter(|node| selects(labels, &node.labels))
+    }
+
     fn node_addresses(self, labels: &Selector) -> BTreeSet<IpNet> {
-        let nodes = self.nodes.values().filter(|node| selects(labels, &node.labels));
-        nodes.flat_map(|node| &node.addresses).map(|address| IpNet::from(*address)).collect()
+        self.nodes(labels).flat_map(|node| &node.addresses).map(|address| IpNet::from(*address)).collect()
     }
 
     /// The addresses behind a service, by the ports that they serve at.

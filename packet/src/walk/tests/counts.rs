@@ -112,7 +112,7 @@ fn offloaded_segments_count_each() {
 fn the_bank_in_the_settings_is_the_one_that_is_written() {
     let mut world = world();
     for bank in [0, 1] {
-        world.host.config.as_mut().unwrap().edges_bank = bank;
+        world.host.config.edges_bank = bank;
         world.pod_gets(&REMOTE.to(POD, false).udp(1, 53), UPLINK);
     }
     let banks: Vec<u32> = world.host.edges.all().iter().map(|(key, _)| key.kind >> 16).collect();
@@ -123,7 +123,7 @@ fn the_bank_in_the_settings_is_the_one_that_is_written() {
 fn an_edge_that_does_not_fit_is_counted_in_the_row_reserved_for_its_decision() {
     let mut world = world();
     world.host.edges.has_room.set(false);
-    world.host.config.as_mut().unwrap().edges_bank = 1;
+    world.host.config.edges_bank = 1;
     for port in 1..=40 {
         assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, port)), Continue);
         assert_eq!(world.pod_gets(&REMOTE.to(POD, false).udp(port, 54), UPLINK), Drop);

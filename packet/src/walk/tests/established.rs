@@ -63,7 +63,7 @@ fn an_answer_without_its_flow_passes_and_is_counted_while_two_generations_are_at
         for answer in &answers {
             let mut world = closed_inwards();
             assert_eq!(world.pod_gets(answer, UPLINK), Drop, "control: one generation");
-            world.host.config.as_mut().unwrap().mixed_generations = 1;
+            world.host.config.mixed_generations = 1;
             assert_eq!(world.pod_gets(answer, UPLINK), Continue);
             let told = world.events().pop().expect("it is told");
             assert_eq!((told.kind, told.decision, told.direction), (EVENT_OPENED, decided(true, 2), 1));
@@ -71,7 +71,7 @@ fn an_answer_without_its_flow_passes_and_is_counted_while_two_generations_are_at
         }
         // What opens a connection, or asks, has one orientation only; and what neither allows stays denied.
         let mut world = closed_inwards();
-        world.host.config.as_mut().unwrap().mixed_generations = 1;
+        world.host.config.mixed_generations = 1;
         assert_eq!(world.pod_gets(&back.tcp(443, 40_001, "S"), UPLINK), Drop);
         assert_eq!(world.pod_gets(&back.ping(7), UPLINK), Drop);
         world.row(2, ClassId(0), decided(false, 2));

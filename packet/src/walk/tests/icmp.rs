@@ -119,7 +119,7 @@ fn an_error_about_a_flow_that_is_over_or_cut_is_not_related() {
     world.pod_sends(&request);
     world.host.now_ns += 30 * SECOND_NS;
     assert_eq!(world.pod_gets(&error, UPLINK), Continue);
-    world.host.now_ns += 1;
+    world.host.now_ns += 4_000_000; // a tick
     assert_eq!(world.pod_gets(&error, UPLINK), Drop);
 
     let mut world = closed_inwards();

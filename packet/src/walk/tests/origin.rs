@@ -249,13 +249,3 @@ fn a_torn_endpoint_is_read_again_and_then_the_packet_is_dropped() {
         assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
     }
 }
-
-#[test]
-fn without_settings_nothing_passes() {
-    let mut world = open();
-    let settings = world.host.config.take();
-    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
-    assert_eq!(world.host.stat(stats::INCONSISTENT), 1);
-    world.host.config = settings;
-    assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Continue);
-}

@@ -74,8 +74,8 @@ fn an_exact_port_comes_before_a_range_and_that_before_any_port_and_that_before_t
         protocol_be: [0, 17],
         port_be: port.to_be_bytes(),
     };
-    let value = PortValue { decision: decided(true, 3), verdict: VERDICT_ALLOW, flags: 0 };
-    world.host.ranges.insert(range(8_000, 6), PortValue { decision: decided(false, 9), verdict: 2, flags: 0 });
+    let value = PortValue { decision: decided(true, 3), verdict: VERDICT_ALLOW, reserved: 0 };
+    world.host.ranges.insert(range(8_000, 6), PortValue { decision: decided(false, 9), verdict: 2, reserved: 0 });
     world.host.ranges.insert(range(8_064, 10), value);
     world.port(5, 17, 8_080, decided(false, 2));
     world.select(1, 0);
@@ -99,7 +99,7 @@ fn ranges_are_asked_only_where_the_row_says_so() {
     world.row_with_table(1, ClassId(0), decided(false, 1), 5, 0);
     let key =
         RangeKey { prefix_bits: RANGE_BASE_BITS, table: 5_u64.to_ne_bytes(), protocol_be: [0, 17], port_be: [0; 2] };
-    world.host.ranges.insert(key, PortValue { decision: decided(true, 3), verdict: VERDICT_ALLOW, flags: 0 });
+    world.host.ranges.insert(key, PortValue { decision: decided(true, 3), verdict: VERDICT_ALLOW, reserved: 0 });
     world.select(1, 0);
     check(&mut world, WORLD, 80, (Drop, decided(false, 1)));
     world.row_with_table(1, ClassId(0), decided(false, 1), 5, PEER_RANGES);

@@ -133,19 +133,19 @@ fn a_flow_whose_peer_becomes_known_is_judged_again() {
         assert_eq!(world.pod_sends(&out.tcp(40_000, 443, "S")), Continue);
         assert_eq!((world.event().decision, world.host.flows.all()[0].1.peer_workload.0), (decided(true, 2), 0));
         // Something else became known: the same decision.
-        world.host.config.as_mut().unwrap().address_epoch += 1;
+        world.host.config.address_epoch += 1;
         assert_eq!(world.pod_sends(&out.tcp(40_000, 443, ".")), Continue);
         assert_eq!(world.events(), []);
         // The epoch rises after the address is stored.
         world.own(REMOTE, OWNER_REMOTE_POD, 0);
-        world.host.config.as_mut().unwrap().address_epoch += 1;
+        world.host.config.address_epoch += 1;
         assert_eq!(world.pod_sends(&out.tcp(40_000, 443, ".")), want);
         let event = world.event();
         assert_eq!((event.kind, event.decision), (EVENT_REJUDGED, decided(known_allows, 7)));
         assert_eq!((event.peer_workload, event.peer_identity), (REMOTE.workload(), REMOTE.identity()));
         // Known now: the epoch means nothing to it any more.
         let judged = world.host.stat(stats::REJUDGED);
-        world.host.config.as_mut().unwrap().address_epoch += 1;
+        world.host.config.address_epoch += 1;
         assert_eq!(world.pod_sends(&out.tcp(40_000, 443, ".")), want);
         assert_eq!(world.host.stat(stats::REJUDGED), judged);
     }

@@ -12,9 +12,8 @@ use reeve_abi::event::{
     EVENT_CLOSED, EVENT_DENIED, EVENT_FLAG_CUT, EVENT_OPENED, EVENT_REJUDGED, HOOK_FROM_POD, HOOK_HOST_IN, HOOK_TO_POD,
     HOOK_UPLINK,
 };
-use reeve_abi::ids::{ClassId, IDENTITY_HOST, IDENTITY_WORLD, PolicyNumber};
+use reeve_abi::ids::{ClassId, DecisionId, IDENTITY_HOST, IDENTITY_WORLD};
 use reeve_abi::mark::{KIND_NONE, KIND_PENDING, KIND_POD};
-use reeve_abi::policy::{PEER_HOLDS_SELF, PORT_HOLDS_SELF, PeerKey};
 use reeve_abi::stats;
 
 /// A Service: nobody's address, and nothing that any policy names.
@@ -245,6 +244,7 @@ fn a_denial_that_holds_between_a_pod_and_itself_is_asked_where_a_service_leads_b
         world.pod_emits(&asks);
         world.reaches(POD_DEVICE, &HOST.to(POD, false).tcp(40_000, 8_080, "S"), POD_DEVICE)
     };
+    let holds = DecisionId(decided(false, 7).0 | decision::HOLDS_TO_ITSELF);
     for (by, at_port) in [(2, false), (2, true), (1, false), (1, true)] {
         let mut world = only(REMOTE);
         world.host.classes.insert(POD.identity(), POD.class());
@@ -253,25 +253,22 @@ fn a_denial_that_holds_between_a_pod_and_itself_is_asked_where_a_service_leads_b
         world.events();
         if at_port {
             world.row_with_table(by, POD.class(), decided(true, 9), 70, 0);
-            world.port(70, 6, 8_080, decided(false, 7));
-            world.host.ports.values_mut().for_each(|row| row.flags = PORT_HOLDS_SELF);
+            world.port(70, 6, 8_080, holds);
         } else {
-            world.row(by, POD.class(), decided(false, 7));
-            world.host.peers.get_mut(&PeerKey { policy: PolicyNumber(by), class: POD.class() }).unwrap().flags =
-                PEER_HOLDS_SELF;
+            world.row(by, POD.class(), holds);
         }
         world.select(1, 2);
         // The live flow is cut at that end, and no other begins.
         assert_eq!(back(&mut world), Drop);
         let told = world.events();
-        let denied = told.iter().find(|event| event.decision == decided(false, 7)).unwrap();
+        let denied = told.iter().find(|event| event.decision == holds).unwrap();
         assert_eq!((u64::from(denied.direction) + 1, denied.peer_workload), (by, POD.workload()));
         let mut fresh = only(REMOTE);
         std::mem::swap(&mut fresh.host.peers, &mut world.host.peers);
         std::mem::swap(&mut fresh.host.ports, &mut world.host.ports);
         fresh.host.classes.insert(POD.identity(), POD.class());
         assert_eq!(back(&mut fresh), Drop);
-        assert!(fresh.events().iter().any(|event| event.decision == decided(false, 7)));
+        assert!(fresh.events().iter().any(|event| event.decision == holds));
     }
 }
 
@@ -327,11 +324,11 @@ fn an_endpoint_that_is_not_ready_sends_nothing_out() {
 fn without_a_guard_the_destination_that_the_pod_shows_must_be_allowed_too() {
     for (unguarded, want) in [(0, Continue), (CONFIG_UNGUARDED, Drop)] {
         let mut world = only(CLIENT);
-        world.host.config.as_mut().unwrap().flags = unguarded;
+        world.host.config.flags = unguarded;
         assert_eq!(world.pod_emits(&POD.to(SERVICE, false).udp(1, 2)), want);
         // What the pod may reach by the address that it shows goes on to be judged as ever.
         let mut open = all_but(CLIENT);
-        open.host.config.as_mut().unwrap().flags = unguarded;
+        open.host.config.flags = unguarded;
         assert_eq!(open.pod_emits(&POD.to(SERVICE, false).udp(1, 2)), Continue);
         assert_eq!(open.reaches(CLIENT_DEVICE, &POD.to(CLIENT, false).udp(1, 2), POD_DEVICE), Drop);
     }
