@@ -34,6 +34,24 @@ pub use rows::Rows;
 /// Maps that are preallocated or large in production, and entries that are enough for tests.
 const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENTS", 1_024), ("EVENTS", 1 << 20)];
 
+/// Entries that are enough for a random world and its flows one at a time: to empty a map costs what it could hold.
+const WORLD: [(&str, u32); 14] = [
+    ("FLOWS", 1_024),
+    ("DENIED", 1_024),
+    ("FRAGMENTS", 256),
+    ("EVENTS", 1 << 20),
+    ("EDGES", 1_024),
+    ("OVERFLOW", 256),
+    ("ADDRESSES", 1_024),
+    ("SERVICES", 1_024),
+    ("DEVICES", 64),
+    ("NETWORKS", 4_096),
+    ("CLASSES", 4_096),
+    ("PEERS", 16_384),
+    ("PORTS", 16_384),
+    ("RANGES", 16_384),
+];
+
 /// `struct __sk_buff`, in bytes, and where a test run reads it.
 const CONTEXT_BYTES: usize = 192;
 const CONTEXT_MARK: usize = 8;
@@ -130,11 +148,20 @@ impl Kernel {
     /// Loads the object that `REEVE_BPF_OBJECT` names and moves the calling thread into a network namespace of its own,
     /// where interfaces are made as they are asked for.
     pub fn load() -> anyhow::Result<Self> {
+        Self::with_entries(&SMALL)
+    }
+
+    /// The same with maps that hold a random world and what few flows leave, and are emptied quickly.
+    pub fn for_worlds() -> anyhow::Result<Self> {
+        Self::with_entries(&WORLD)
+    }
+
+    fn with_entries(entries: &[(&str, u32)]) -> anyhow::Result<Self> {
         let path = std::env::var_os("REEVE_BPF_OBJECT").context("REEVE_BPF_OBJECT is not set")?;
         let object = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut loader = EbpfLoader::new();
-        for (map, entries) in SMALL {
-            loader.map_max_entries(map, entries);
+        for (map, entries) in entries {
+            loader.map_max_entries(map, *entries);
         }
         let mut programs = loader.load(&object).context("cannot load the object")?;
         for program in Program::ALL {

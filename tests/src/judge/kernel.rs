@@ -37,7 +37,7 @@ pub struct InKernel {
 impl InKernel {
     /// Loads the programs; the calling thread moves into a network namespace of its own.
     pub fn load() -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::load()?, devices: BTreeMap::new() })
+        Ok(Self { kernel: Kernel::for_worlds()?, devices: BTreeMap::new() })
     }
 
     fn device(&self, engine: &Engine, address: IpAddr) -> u32 {
