@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ServiceKey {
-    /// A Service's address, or one of this node's own with a node port.
+    /// A Service's address, or one of this node's own with a node port or a pod's host port.
     pub address: Address,
     /// Port, host byte order.
     pub port: u32,
@@ -29,5 +29,7 @@ pub struct ServiceValue {
 pub const SERVICE_ADDRESS: u32 = 1;
 /// A port of this node that leads to a Service.
 pub const SERVICE_NODE_PORT: u32 = 2;
+/// A port of this node that leads to one of its pods (`hostPort`).
+pub const SERVICE_HOST_PORT: u32 = 4;
 
 crate::pin_size!(ServiceKey = 24, ServiceValue = 8);

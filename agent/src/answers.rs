@@ -10,8 +10,12 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What becomes of what a full map has no room for.
-const WHEN_FULL: [(&str, &str); 14] = [
+const WHEN_FULL: [(&str, &str); 15] = [
     ("ENDPOINTS", "the pod's device is closed, and the agent is not ready"),
+    (
+        "DEVICES",
+        "pods' egress is judged by what it shows as well, pods behind the bridge are closed, and the agent is not ready",
+    ),
     ("ADDRESSES", "unknown addresses are denied for every pod that a policy selects"),
     ("NETWORKS", "policies are refused, the last in evaluation order first"),
     ("CLASSES", "policies are refused, the last in evaluation order first"),
@@ -20,9 +24,9 @@ const WHEN_FULL: [(&str, &str); 14] = [
     ("RANGES", "policies are refused, the last in evaluation order first"),
     ("SERVICES", "the clients of the Service's packets from outside are not noted: they are seen as masqueraded"),
     ("FLOWS", "the least recently used flow makes room, and is judged again if it goes on"),
-    ("BUDGETS", "the pod's new flows are denied"),
+    ("BUDGETS", "the pod's device is closed, and the agent is not ready"),
     ("DENIED", "the least recently denied tuple makes room; its next packet is judged and told again"),
-    ("FRAGMENTS", "later fragments of the packet are denied"),
+    ("FRAGMENTS", "the least recently seen packet makes room; what comes later of it is denied"),
     ("EDGES", "counts go to a row per pod, direction, verdict and decision"),
     ("OVERFLOW", "counts are lost, and the loss is counted and told"),
 ];
@@ -68,6 +72,8 @@ impl Enforcer {
             row("PEERS", image.peers.len(), maps.peers.capacity()),
             row("PORTS", image.ports.len(), maps.ports.capacity()),
             row("RANGES", image.ranges.len(), maps.ranges.capacity()),
+            row("DEVICES", self.device_rows.min(maps.devices.capacity() as usize), maps.devices.capacity()),
+            row("SERVICES", self.service_rows.min(maps.services.capacity() as usize), maps.services.capacity()),
         ];
         rows.extend(self.traffic_rows.iter().map(|one| (one.name, one.entries, one.capacity)));
         rows

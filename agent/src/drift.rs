@@ -48,19 +48,25 @@ impl Enforcer {
                 }
             }
         }
+        self.check_uplinks(look);
     }
 
-    /// The same of the devices that are no pod's.
-    fn check_uplinks(&mut self) {
-        for (interface, result) in self.uplinks.check(&mut self.loaded) {
+    /// The same of the devices that are no pod's, and of the cgroup.
+    fn check_uplinks(&mut self, look: Look) {
+        let devices = self.uplinks.check(&mut self.loaded, look).into_iter();
+        let mut found: Vec<_> = devices.map(|(interface, result)| (format!("interface {interface}"), result)).collect();
+        if let Some(result) = self.host.check(&mut self.loaded).transpose() {
+            found.push(("cgroup of the node's processes".to_owned(), result));
+        }
+        for (place, result) in found {
             match result {
                 Ok(repair) => {
                     let (name, what) = repair.words();
-                    self.report_drift(name, 1, &format!("interface {interface}"), what);
+                    self.report_drift(name, 1, &place, what);
                 }
                 Err(error) => {
                     let error = format!("{:#}", anyhow::Error::from(error));
-                    tracing::error!(interface, error, "its programs cannot be looked after");
+                    tracing::error!(place, error, "its programs cannot be looked after");
                 }
             }
         }
@@ -89,7 +95,6 @@ impl Enforcer {
         self.drift.clear();
         let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
         self.check_attached(&links, Look::Whole);
-        self.check_uplinks();
         let maps = &self.loaded.maps;
         let mut found = adopt::read(maps)?;
         // Those that have no room are not expected there.

@@ -209,7 +209,7 @@ impl Metrics {
         self.problems.get_or_create(&state("warning")).set(gauge(enforcer.problem_count(Level::Warning)));
         self.problems.get_or_create(&state("note")).set(gauge(enforcer.problem_count(Level::Note)));
         self.hooks.get_or_create(&state("uplink")).set(gauge(enforcer.uplinks.attached().count()));
-        self.hooks.get_or_create(&state("host")).set(i64::from(enforcer.uplinks.has_host()));
+        self.hooks.get_or_create(&state("host")).set(i64::from(enforcer.host.is_attached()));
         self.hooks.get_or_create(&state("guarded")).set(i64::from(enforcer.guarded));
         let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
         self.identities.set(gauge(identities.len()));

@@ -25,6 +25,7 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
     for path in entries(&links)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if attach::is_ours(&path) || uplinks::is_pin(name) {
+            attach::detach(&path);
             file(path, &mut removed)?;
         }
     }

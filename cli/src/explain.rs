@@ -6,9 +6,9 @@ mod target;
 
 use crate::facts::{self, FactsArgs};
 use crate::output::{self, Answer, Format, OutputArgs};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
-use reeve_policy::model::{Family, Verdict, World};
+use reeve_policy::model::{Family, ServiceName, Verdict, World};
 use reeve_policy::oracle::{self, Explanation};
 use report::Report;
 use resolve::Flow;
@@ -24,7 +24,7 @@ use target::{Destination, Place};
     SRC is namespace/pod or an address. DST has port and protocol after it:\n  \
     shop/web:8080/TCP  10.0.0.1:53/UDP  [fd00::1]:443/TCP\n  \
     shop/web:http/TCP  a port by name, which the pod gives a number\n  \
-    service/shop/web:80/TCP  a Service: each backend that it may lead to\n  \
+    service/shop/web:80/TCP  a Service: each backend that it may lead to; so does one of its addresses\n  \
     shop/web/ICMP      an echo request; shop/web:3.1/ICMP is type 3, code 1\n  \
     10.0.0.1/47        a protocol by number\n\n\
     Examples:\n  \
@@ -53,11 +53,19 @@ pub(crate) struct Args {
     output: OutputArgs,
 }
 
+/// The answer as JSON: of a Service one report for each backend.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Form<'a> {
+    One(Box<Report<'a>>),
+    Several(Vec<Report<'a>>),
+}
+
 /// The answer with drafts, as JSON.
 #[derive(Serialize)]
 struct WhatIf<'a> {
-    now: Report<'a>,
-    with: Report<'a>,
+    now: Form<'a>,
+    with: Form<'a>,
     /// Whether verdict or decider of either end differ.
     changes: bool,
 }
@@ -73,94 +81,115 @@ enum FamilyArg {
     V6,
 }
 
+/// What the oracle says of a question.
+#[derive(PartialEq)]
+struct Asked {
+    /// The Service that leads to the destinations.
+    service: Option<ServiceName>,
+    /// For each destination.
+    answers: Vec<(Flow, Explanation)>,
+}
+
 /// Asks the oracle.
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<Answer> {
     let mut store = args.facts.load()?;
-    let family = args.family.map(|family| match family {
-        FamilyArg::V4 => Family::V4,
-        FamilyArg::V6 => Family::V6,
-    });
-    if let Place::Service(namespace, name) = &args.destination.place {
-        if !args.with.is_empty() {
-            bail!("--with: DST is a service; ask for one of its pods or addresses");
-        }
-        return service(args, store.world(), (namespace, name), family, out);
-    }
-    let ask = |world: &World| -> anyhow::Result<(Flow, Explanation)> {
-        let flow = resolve::flow(world, &args.source, &args.destination, family)?;
-        Ok((flow, oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port)))
-    };
-    let (flow, now) = ask(store.world())?;
-    let report = Report::new(store.world(), flow, &now);
+    let now = Asked::of(args, store.world())?;
     if args.with.is_empty() {
         match args.output.output {
-            Format::Json => output::json(out, &report)?,
-            Format::Text => report.text(output::colour()).iter().try_for_each(|line| writeln!(out, "{line}"))?,
+            Format::Json => output::json(out, &now.form(store.world()))?,
+            Format::Text => now.lines(store.world()).iter().try_for_each(|line| writeln!(out, "{line}"))?,
         }
-        return Ok(answer(&now));
+        return Ok(now.answer());
     }
+    let before = store.world().clone();
     facts::add_drafts(&mut store, &args.with)?;
-    let (flow, then) = ask(store.world()).context("with the drafts")?;
-    let with = Report::new(store.world(), flow, &then);
-    let changes = (&now.egress, &now.ingress) != (&then.egress, &then.ingress);
+    let then = Asked::of(args, store.world()).context("with the drafts")?;
+    let changes = !now.decides_as(&then);
     match args.output.output {
-        Format::Json => output::json(out, &WhatIf { now: report, with, changes })?,
+        Format::Json => {
+            output::json(out, &WhatIf { now: now.form(&before), with: then.form(store.world()), changes })?;
+        }
         Format::Text => {
-            let colour = output::colour();
             writeln!(out, "now:")?;
-            report.text(colour).iter().try_for_each(|line| writeln!(out, "{}", indented(line)))?;
+            now.lines(&before).iter().try_for_each(|line| writeln!(out, "{}", indented(line)))?;
             writeln!(out, "with the drafts{}:", if changes { "" } else { ", the same" })?;
-            with.text(colour).iter().try_for_each(|line| writeln!(out, "{}", indented(line)))?;
+            then.lines(store.world()).iter().try_for_each(|line| writeln!(out, "{}", indented(line)))?;
         }
     }
-    Ok(answer(&then))
+    Ok(then.answer())
 }
 
-/// Each backend that a Service may lead to: who reaches all of them is answered yes.
-fn service(
-    args: &Args,
-    world: &World,
-    (namespace, name): (&str, &str),
-    family: Option<Family>,
-    out: &mut dyn Write,
-) -> anyhow::Result<Answer> {
-    let mut asked: Vec<(Flow, Explanation)> = Vec::new();
-    let mut unreachable = None;
-    for backend in resolve::backends(world, namespace, name, &args.destination).context("DST")? {
-        match resolve::flow(world, &args.source, &backend, family) {
-            Ok(flow) => {
-                asked.push((flow, oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port)));
+impl Asked {
+    fn of(args: &Args, world: &World) -> anyhow::Result<Self> {
+        let family = args.family.map(|family| match family {
+            FamilyArg::V4 => Family::V4,
+            FamilyArg::V6 => Family::V6,
+        });
+        let Some(service) = resolve::service(world, &args.destination) else {
+            let flow = resolve::flow(world, &args.source, &args.destination, family)?;
+            let explained = oracle::explain(world, flow.source, flow.destination, flow.protocol.0, flow.port);
+            return Ok(Self { service: None, answers: vec![(flow, explained)] });
+        };
+        let (mut answers, mut unreachable) = (Vec::new(), None);
+        for backend in resolve::backends(world, &service, &args.destination).context("DST")? {
+            match resolve::flow(world, &args.source, &backend, family) {
+                Ok(flow) => {
+                    let Flow { source, destination, protocol, port } = flow;
+                    let explained = oracle::explain_through_service(world, source, destination, protocol.0, port);
+                    answers.push((flow, explained));
+                }
+                // A backend of the family that the source does not have is none that it may reach.
+                Err(error) => unreachable = Some(error),
             }
-            // A backend of the family that the source does not have is none that it may reach.
-            Err(error) => unreachable = Some(error),
+        }
+        match unreachable {
+            Some(error) if answers.is_empty() => Err(error),
+            _ => Ok(Self { service: Some(service), answers }),
         }
     }
-    if let (true, Some(error)) = (asked.is_empty(), unreachable) {
-        return Err(error);
+
+    fn reports<'a>(&'a self, world: &World) -> Vec<Report<'a>> {
+        self.answers.iter().map(|(flow, explained)| Report::new(world, *flow, explained)).collect()
     }
-    let reports: Vec<Report<'_>> = asked.iter().map(|(flow, explained)| Report::new(world, *flow, explained)).collect();
-    match args.output.output {
-        Format::Json => output::json(out, &reports)?,
-        Format::Text => {
+
+    fn form(&self, world: &World) -> Form<'_> {
+        let mut reports = self.reports(world);
+        match reports.pop() {
+            Some(only) if self.service.is_none() => Form::One(Box::new(only)),
+            last => Form::Several(reports.into_iter().chain(last).collect()),
+        }
+    }
+
+    fn lines(&self, world: &World) -> Vec<String> {
+        let reports = self.reports(world);
+        let mut lines = Vec::new();
+        if let Some(service) = &self.service {
             let backends = output::counted(reports.len(), "backend", "backends");
-            writeln!(out, "service {namespace}/{name} leads to {backends}:")?;
-            for report in &reports {
-                writeln!(out)?;
-                report.text(output::colour()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
-            }
+            lines.push(format!("service {service} leads to {backends}:"));
         }
+        for report in &reports {
+            lines.extend(self.service.as_ref().map(|_| String::new()));
+            lines.extend(report.text(output::colour()));
+        }
+        lines
     }
-    let denied = asked.iter().any(|(_, explained)| explained.verdict == Verdict::Deny);
-    Ok(if denied { Answer::No } else { Answer::Yes })
+
+    /// Whether verdicts and deciders are the same, for the same destinations.
+    fn decides_as(&self, other: &Self) -> bool {
+        let told = |asked: &Self| -> Vec<_> {
+            let each = |(flow, answer): &(Flow, Explanation)| (*flow, answer.egress.clone(), answer.ingress.clone());
+            asked.answers.iter().map(each).collect()
+        };
+        told(self) == told(other)
+    }
+
+    /// Who reaches all of them is answered yes.
+    fn answer(&self) -> Answer {
+        let denied = self.answers.iter().any(|(_, explained)| explained.verdict == Verdict::Deny);
+        if denied { Answer::No } else { Answer::Yes }
+    }
 }
 
 fn indented(line: &str) -> String {
     if line.is_empty() { String::new() } else { format!("  {line}") }
-}
-
-fn answer(explanation: &Explanation) -> Answer {
-    match explanation.verdict {
-        Verdict::Allow => Answer::Yes,
-        Verdict::Deny => Answer::No,
-    }
 }

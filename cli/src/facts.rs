@@ -111,10 +111,14 @@ fn of_agent(agent: &Agent) -> Result<Store, SocketError> {
     Ok(store)
 }
 
+/// Most names that are told.
+const TOLD: usize = 20;
+
 /// What there is instead of a name that is not there.
 pub(crate) fn known_names(what: &str, names: &[&str]) -> String {
     match names {
         [] => format!("no {what} are known"),
-        names => format!("known {what}: {}", names.join(", ")),
+        names if names.len() <= TOLD => format!("known {what}: {}", names.join(", ")),
+        names => format!("known {what}: {} and {} more", names[..TOLD].join(", "), names.len() - TOLD),
     }
 }

@@ -18,10 +18,14 @@ pub(crate) struct Text {
     pub(crate) text: String,
 }
 
-/// All manifests of a directory, in the order of their paths, which are told relative to it.
+/// All manifests of a directory, in the order of their paths, which are told relative to it. That there are none is an
+/// error: an answer from no facts at all allows everything.
 pub(crate) fn of_directory(root: &Path) -> anyhow::Result<Vec<Text>> {
     let mut paths = Vec::new();
     list(root, &mut paths)?;
+    if paths.is_empty() {
+        bail!("{} holds no manifests: no file ends in .yaml, .yml or .json", root.display());
+    }
     paths.sort();
     paths.iter().map(|path| text(path, path.strip_prefix(root).unwrap_or(path))).collect()
 }
@@ -39,9 +43,6 @@ pub(crate) fn of_argument(path: &Path) -> anyhow::Result<Vec<Text>> {
     let mut texts = of_directory(path)?;
     for text in &mut texts {
         text.origin = path.join(&text.origin).display().to_string();
-    }
-    if texts.is_empty() {
-        bail!("{} holds no manifests: no file ends in .yaml, .yml or .json", path.display());
     }
     Ok(texts)
 }

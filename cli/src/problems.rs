@@ -2,7 +2,7 @@
 
 use crate::output::{self, Answer, Format, OutputArgs, counted, painted};
 use crate::socket::SocketArgs;
-use reeve_flow::text::Colour;
+use reeve_flow::text::{Colour, plain};
 use reeve_policy::model::{Level, Problem};
 use std::io::Write;
 
@@ -44,7 +44,7 @@ pub(crate) fn answer(problems: &[Problem], least: Level) -> Answer {
     if problems.iter().any(|problem| problem.level >= least) { Answer::No } else { Answer::Yes }
 }
 
-/// A problem on one line.
+/// A problem on one line. Whoever wrote a manifest does not get to write to the terminal.
 pub(crate) fn line(problem: &Problem) -> String {
     plain(&format!("{} {}: {}; {}", level(problem.level), place(problem), problem.what, problem.effect))
 }
@@ -77,12 +77,6 @@ fn level(level: Level) -> &'static str {
         Level::Note => "note",
         Level::Warning => "warning",
     }
-}
-
-/// Whoever wrote a manifest does not get to write to the terminal: line ends and the like are shown escaped.
-fn plain(text: &str) -> String {
-    let escaped = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
-    text.chars().map(escaped).collect()
 }
 
 /// Object, field and value, as far as they are there.

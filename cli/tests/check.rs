@@ -24,11 +24,11 @@ spec:
   ingress: [{ports: [{protocol: TCP, port: 70000}], from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]
 ";
 
-/// Two tiers of the same order: honoured, but the API does not say which goes first.
+/// A tier of the same order as that of ClusterNetworkPolicies: honoured, but no API says which goes first.
 const TIED: &str = "\
 {apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: a}, spec: {order: 5}}
 ---
-{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: b}, spec: {order: 5}}
+{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: b}, spec: {order: 1000}}
 ";
 
 #[track_caller]
@@ -68,9 +68,9 @@ warning  NetworkPolicy/shop/db spec.ingress[0].ports[0].port: 70000  (DIR/deep/e
 #[test]
 fn notes_fail_only_the_strict() {
     let out = "\
-note     Tier/b spec.order: 5  (DIR/tiers.yaml, document 2)
-         tier a has the same order, and the API does not say which goes first
-         effect: a goes first, by name
+note     Tier/b spec.order: 1000  (DIR/tiers.yaml, document 2)
+         tier admin has the same order, and no API says which goes first
+         effect: admin goes first, by name
 
 1 file, 2 objects, 0 policies: 1 note
 ";
@@ -113,9 +113,9 @@ fn standard_input_is_read_and_programs_get_json() {
     let output = child.wait_with_output().expect("it ends");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let want = json!({"files": 1, "objects": 2, "policies": 0, "problems": [{
-        "level": "note", "object": "Tier/b", "field": "spec.order", "value": "5",
-        "what": "tier a has the same order, and the API does not say which goes first",
-        "effect": "a goes first, by name", "origin": "standard input, document 2"
+        "level": "note", "object": "Tier/b", "field": "spec.order", "value": "1000",
+        "what": "tier admin has the same order, and no API says which goes first",
+        "effect": "admin goes first, by name", "origin": "standard input, document 2"
     }]});
     assert_eq!((told, output.status.code()), (want, Some(0)));
 }

@@ -419,6 +419,23 @@ fn each_ready_backend_of_a_service_is_answered_and_one_that_is_denied_decides() 
         serde_json::from_str(&ask("service/payments/db:80/TCP", &["-o", "json"]).out).expect("JSON");
     assert_eq!((&json[0]["verdict"], &json[1]["verdict"]), (&json!("allow"), &json!("deny")), "{json}");
 
+    // One of its addresses asks the same; at a port that it does not have it is an address like any other.
+    assert_eq!(ask("10.96.0.9:80/TCP", &[]).out, told.out);
+    assert!(ask("10.96.0.9:81/TCP", &[]).out.contains("-> 10.96.0.9:81/TCP"));
+
+    let draft = cluster.path().join(".draft");
+    write(
+        &draft,
+        "open.yaml",
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: none, namespace: payments}, spec: {podSelector: {}, policyTypes: [Egress], egress: [{}]}}",
+    );
+    let told = ask("service/payments/db:80/TCP", &["--with", draft.to_str().expect("text"), "-o", "json"]);
+    let verdicts = |form: &serde_json::Value| [form[0]["verdict"].clone(), form[1]["verdict"].clone()];
+    let with = told.json();
+    assert_eq!(verdicts(&with["now"]), [json!("allow"), json!("deny")], "{with}");
+    assert_eq!(verdicts(&with["with"]), [json!("allow"), json!("allow")], "{with}");
+    assert_eq!((&with["changes"], told.code), (&json!(true), 0), "{with}");
+
     for (destination, named) in [
         ("service/payments/gone:80/TCP", "there is no service payments/gone; known services: payments/db"),
         ("service/payments/db:81/TCP", "service payments/db has no such port of TCP; known ports: 80/TCP"),
@@ -427,4 +444,49 @@ fn each_ready_backend_of_a_service_is_answered_and_one_that_is_denied_decides() 
         assert_eq!((told.out.as_str(), told.code), ("", 2), "{destination}");
         assert!(told.err.contains(named), "{destination}: {}", told.err);
     }
+}
+
+#[test]
+fn pod_that_a_service_leads_back_to_itself_is_answered_for() {
+    let cluster = cluster();
+    write(cluster.path(), "service.yaml", SERVICE);
+    let policy = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: none}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+";
+    write(cluster.path(), "none.yaml", policy);
+    let facts = cluster.path().to_str().expect("text");
+    let ask = |destination: &str| {
+        reeve(&["explain", "payments/card-db", destination, "--manifests", facts, "-o", "json"]).json()
+    };
+    let through = ask("service/payments/db:80/TCP");
+    assert_eq!(through[0]["egress"], json!({"verdict": "allow", "default": "self"}), "{through}");
+    assert_eq!(through[0]["ingress"]["decider"]["name"], json!("none"), "{through}");
+    let direct = ask("payments/card-db:5432/TCP");
+    assert_eq!((&direct["verdict"], &direct["ingress"]["default"]), (&json!("allow"), &json!("self")), "{direct}");
+}
+
+#[test]
+fn directory_without_manifests_gives_no_answer() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let told = reeve(&["explain", "10.0.0.1", "10.0.0.2:80/TCP", "--manifests", empty.path().to_str().expect("text")]);
+    assert!(told.err.contains("holds no manifests"), "{}", told.err);
+    assert_eq!((told.out.as_str(), told.code), ("", 2));
+}
+
+#[test]
+fn what_manifests_call_things_cannot_write_to_the_terminal() {
+    let cluster = cluster();
+    let policy = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: none}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{name: \"a\\e[2Jb\", action: Deny, from: [{namespaces: {}}]}]}
+";
+    write(cluster.path(), "none.yaml", policy);
+    let directory = cluster.path().to_str().expect("text");
+    let told = reeve(&["explain", "shop/web", "payments/card-db:5432/TCP", "--manifests", directory]);
+    assert!(told.out.contains("ingress rule 0 \"a\\u{1b}[2Jb\""), "{}", told.out);
 }

@@ -11,7 +11,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::endpoint::{EndpointValue, NEAR_PLACES, NearValue};
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
@@ -105,6 +105,11 @@ impl Env for Kernel {
         unsafe { generated::bpf_ktime_get_coarse_ns() }
     }
     #[inline(always)]
+    fn ticks(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { generated::bpf_jiffies64() }
+    }
+    #[inline(always)]
     fn config(&self) -> &Config {
         self.config
     }
@@ -121,6 +126,15 @@ impl Env for Kernel {
             i += 1;
         }
         true
+    }
+    #[inline(always)]
+    fn generation(&self) -> u64 {
+        // SAFETY: an array's only element, read once.
+        maps::GENERATION.get_ptr(0).map_or(0, |generation| unsafe { generation.read_volatile() })
+    }
+    #[inline(always)]
+    fn near(&self, ifindex: u32) -> Option<NonNull<NearValue>> {
+        maps::NEAR.get_ptr_mut(ifindex & (NEAR_PLACES - 1)).and_then(NonNull::new)
     }
     #[inline(always)]
     fn endpoint_flags(&self, ifindex: u32) -> Option<u32> {

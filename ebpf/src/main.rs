@@ -13,7 +13,7 @@ use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use kernel::Kernel;
 use reeve_packet::env::{Action, Hook};
-use reeve_packet::uplink;
+use reeve_packet::uplink::{self, Next};
 use reeve_packet::walk::{self, Scratch};
 
 /// TC ingress of a pod's host-side device: what the pod sends.
@@ -31,12 +31,24 @@ pub fn reeve_to_pod(ctx: TcContext) -> i32 {
 /// TC egress of a device that is no pod's: what leaves the node.
 #[classifier]
 pub fn reeve_uplink(ctx: TcContext) -> i32 {
-    verdict(ctx.skb.skb, uplink::leaving)
+    verdict(ctx.skb.skb, |kernel, scratch| uplink::leaving(kernel, scratch, Next::Others))
+}
+
+/// The same, for the moment in which another of us may stand behind it.
+#[classifier]
+pub fn reeve_out_spare(ctx: TcContext) -> i32 {
+    verdict(ctx.skb.skb, |kernel, scratch| uplink::leaving(kernel, scratch, Next::Ourselves))
 }
 
 /// TC ingress of a device that is no pod's: what enters the node.
 #[classifier]
 pub fn reeve_uplink_in(ctx: TcContext) -> i32 {
+    verdict(ctx.skb.skb, uplink::entering)
+}
+
+/// The same, for the moment in which another of us may stand behind it.
+#[classifier]
+pub fn reeve_in_spare(ctx: TcContext) -> i32 {
     verdict(ctx.skb.skb, uplink::entering)
 }
 

@@ -8,7 +8,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::endpoint::{EndpointValue, NEAR_PLACES, NearValue};
 use reeve_abi::mark::{SLOTS as SLOTS_COUNT, SlotValue};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue};
 use reeve_abi::service::{ServiceKey, ServiceValue};
@@ -17,6 +17,12 @@ use reeve_packet::walk::Scratch;
 /// Interface index -> endpoint.
 #[map]
 pub static ENDPOINTS: HashMap<u32, EndpointValue> = HashMap::with_max_entries(4_096, 0);
+/// Raised after each write to `ENDPOINTS`.
+#[map]
+pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+/// What this CPU last read of `ENDPOINTS`.
+#[map]
+pub static NEAR: PerCpuArray<NearValue> = PerCpuArray::with_max_entries(NEAR_PLACES, 0);
 /// Exact address -> owner.
 #[map]
 pub static ADDRESSES: HashMap<Address, AddressValue> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);

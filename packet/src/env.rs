@@ -6,7 +6,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::endpoint::{EndpointValue, NearValue};
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
@@ -48,10 +48,16 @@ pub trait Env: Bytes {
     fn now_ns(&self) -> u64;
     /// The same as of the last tick (up to 10 ms ago), for less than half the price.
     fn tick_ns(&self) -> u64;
+    /// Ticks of the kernel's timer so far.
+    fn ticks(&self) -> u64;
     /// Settings, as they stand at this moment.
     fn config(&self) -> &Config;
     /// Copies the endpoint's value as it stands, perhaps torn; false if there is none.
     fn endpoint(&self, ifindex: u32, into: &mut EndpointValue) -> bool;
+    /// `GENERATION`, as it stands.
+    fn generation(&self) -> u64;
+    /// Where this CPU keeps what it read of an interface's endpoint.
+    fn near(&self, ifindex: u32) -> Option<NonNull<NearValue>>;
     /// Flags of the endpoint as they stand; `None` if the interface is no endpoint's.
     fn endpoint_flags(&self, ifindex: u32) -> Option<u32>;
     /// An interface that is no pod's.

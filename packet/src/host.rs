@@ -19,7 +19,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::endpoint::{EndpointValue, NEAR_PLACES, NearValue};
 use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
@@ -93,6 +93,9 @@ pub(crate) struct Host {
     pub(crate) now_ns: u64,
     pub(crate) config: Config,
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
+    /// What the agent raises when it has written an endpoint.
+    pub(crate) generation: u64,
+    near: Table<u32, NearValue>,
     /// How many of the next reads of an endpoint are torn.
     pub(crate) torn_reads: Cell<u32>,
     pub(crate) devices: HashMap<u32, DeviceValue>,
@@ -130,6 +133,8 @@ impl Host {
             now_ns: 1_000 * reeve_abi::config::SECOND_NS,
             config: Config::DEFAULT,
             endpoints: HashMap::new(),
+            generation: 1,
+            near: Table::new(),
             torn_reads: Cell::new(0),
             devices: HashMap::new(),
             services: HashMap::new(),
@@ -232,6 +237,9 @@ impl Env for Host {
     fn tick_ns(&self) -> u64 {
         self.now_ns - self.now_ns % TICK_NS
     }
+    fn ticks(&self) -> u64 {
+        self.now_ns / TICK_NS
+    }
     fn config(&self) -> &Config {
         &self.config
     }
@@ -243,6 +251,16 @@ impl Env for Host {
             into.tail_revision.0 += 1;
         }
         true
+    }
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+    fn near(&self, ifindex: u32) -> Option<NonNull<NearValue>> {
+        let place = ifindex % NEAR_PLACES;
+        if self.near.get(&place).is_none() {
+            self.near.put(&place, &NearValue::default());
+        }
+        self.near.get(&place)
     }
     fn address(&self, address: &Address) -> Option<AddressValue> {
         self.addresses.get(address).copied()

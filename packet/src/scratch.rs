@@ -45,6 +45,10 @@ pub struct Scratch {
     pub peer: Peer,
     /// Time of the packet, ns.
     pub now_ns: u64,
+    /// Ticks and time when the clock was last looked at: kept from packet to packet.
+    pub ticks: u64,
+    /// See `ticks`.
+    pub tick_ns: u64,
     /// The address epoch as the packet came.
     pub address_epoch: u64,
     /// What was decided.

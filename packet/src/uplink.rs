@@ -22,15 +22,27 @@ use reeve_abi::{decision, stats};
 /// Interface index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// Who is asked after this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Others: for us the packet has left.
+    Others,
+    /// Perhaps this program again, which then stands there twice while its place is put in order.
+    Ourselves,
+}
+
 /// A packet leaves by a device that is no pod's, after address translation.
 #[inline(always)]
-pub fn leaving<E: Env>(env: &E, s: &mut Scratch) -> Action {
+pub fn leaving<E: Env>(env: &E, s: &mut Scratch, next: Next) -> Action {
     let (kind, _) = mark::read(env.config(), env.mark());
     let by = env.ingress_ifindex();
     if kind == KIND_NONE && by == 0 {
         return Action::Continue;
     }
     // A mark on what was made here does not count: it is a process's own.
+    if by != 0 && kind == KIND_POD && next == Next::Ourselves {
+        return Action::Continue;
+    }
     if by == 0 || kind == KIND_POD || (kind != KIND_PENDING && !mark::from_pod(env, by)) {
         mark::clear(env);
         return Action::Continue;
@@ -42,7 +54,11 @@ pub fn leaving<E: Env>(env: &E, s: &mut Scratch) -> Action {
     if judged(env, Hook::Uplink, header, s) == 0 {
         return Action::Drop;
     }
-    mark::clear(env);
+    match next {
+        Next::Others => mark::clear(env),
+        // Without any mark it would be taken for a packet whose mark was lost.
+        Next::Ourselves => env.set_mark(mark::with(env.config(), env.mark(), KIND_POD, 0)),
+    }
     Action::Continue
 }
 

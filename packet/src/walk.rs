@@ -150,12 +150,33 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
 #[inline(always)]
 pub(crate) fn begin<E: Env>(env: &E, s: &mut Scratch) {
     s.address_epoch = env.config().address_epoch;
-    s.now_ns = env.tick_ns();
+    let ticks = env.ticks();
+    if s.ticks != ticks {
+        s.ticks = ticks;
+        s.tick_ns = env.tick_ns();
+    }
+    s.now_ns = s.tick_ns;
 }
 
 /// Copies the endpoint of an interface. `Some(true)`: read whole; `Some(false)`: there is none; `None`: stays torn.
 #[inline(always)]
 pub(crate) fn read_endpoint<E: Env>(env: &E, ifindex: u32, s: &mut Scratch) -> Option<bool> {
+    // Before the table: what is read there is at least as new.
+    let generation = env.generation();
+    if let Some(near) = env.near(ifindex) {
+        // SAFETY: valid for the run of the program (`Env`), and this CPU's own.
+        let near = unsafe { &*near.as_ptr() };
+        if near.generation == generation && near.endpoint.head_ifindex == ifindex {
+            copy(&near.endpoint, &mut s.endpoint);
+            return Some(true);
+        }
+    }
+    read_far_endpoint(env, ifindex, generation, s)
+}
+
+/// See [`read_endpoint`]: from `ENDPOINTS` itself.
+#[inline(always)]
+fn read_far_endpoint<E: Env>(env: &E, ifindex: u32, generation: u64, s: &mut Scratch) -> Option<bool> {
     let mut tries = 0;
     while tries <= ENDPOINT_RETRIES {
         if !env.endpoint(ifindex, &mut s.endpoint) {
@@ -163,6 +184,12 @@ pub(crate) fn read_endpoint<E: Env>(env: &E, ifindex: u32, s: &mut Scratch) -> O
         }
         let e = &s.endpoint;
         if e.head_ifindex == ifindex && e.tail_ifindex == ifindex && e.head_revision == e.tail_revision {
+            if let Some(near) = env.near(ifindex) {
+                // SAFETY: as above.
+                let near = unsafe { &mut *near.as_ptr() };
+                near.generation = generation;
+                copy(&s.endpoint, &mut near.endpoint);
+            }
             return Some(true);
         }
         env.count(stats::ENDPOINT_RETRIES);

@@ -5,9 +5,11 @@
 use crate::judge::Peer;
 use crate::walk::Rewritten;
 use reeve_abi::conntrack::FlowValue;
+use reeve_abi::endpoint::EndpointValue;
 
 /// Plain words that may be copied one by one and all be zero.
 pub(crate) trait Words: Copy {}
+impl Words for EndpointValue {}
 impl Words for FlowValue {}
 impl Words for Peer {}
 impl Words for Rewritten {}

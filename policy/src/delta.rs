@@ -3,11 +3,10 @@
 //! Invariant: with the image of now it gives the image before back, so that a plan costs what has changed, not what there
 //! is.
 
-use crate::image::{EndpointImage, Image, network_among};
+use crate::image::{EndpointImage, Image, longest, most_specific, network_among};
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::ids::{ClassId, IDENTITY_WORLD, IdentityId, PolicyNumber, WorkloadId};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Values before, by key; `None`: there was nothing.
@@ -118,7 +117,6 @@ impl Delta {
 pub(crate) struct Past<'a> {
     now: &'a Image,
     delta: &'a Delta,
-    networks: Cow<'a, BTreeMap<NetworkKey, NetworkValue>>,
 }
 
 fn then<K: Ord, V: Copy>(now: &BTreeMap<K, V>, before: &Before<K, V>, key: &K) -> Option<V> {
@@ -128,19 +126,7 @@ fn then<K: Ord, V: Copy>(now: &BTreeMap<K, V>, before: &Before<K, V>, key: &K) -
 impl<'a> Past<'a> {
     /// The image that `delta` led to `now` from.
     pub(crate) fn new(now: &'a Image, delta: &'a Delta) -> Self {
-        let networks = if delta.networks.is_empty() {
-            Cow::Borrowed(&now.networks)
-        } else {
-            let mut networks = now.networks.clone();
-            for (key, value) in &delta.networks {
-                match value {
-                    Some(value) => networks.insert(*key, *value),
-                    None => networks.remove(key),
-                };
-            }
-            Cow::Owned(networks)
-        };
-        Self { now, delta, networks }
+        Self { now, delta }
     }
 
     pub(crate) fn endpoint(&self, id: WorkloadId) -> Option<EndpointImage> {
@@ -177,16 +163,22 @@ impl<'a> Past<'a> {
     }
 
     pub(crate) fn network(&self, key: &NetworkKey) -> Option<NetworkValue> {
-        self.networks.get(key).copied()
+        then(&self.now.networks, &self.delta.networks, key)
     }
 
     pub(crate) fn network_of(&self, address: Address) -> IdentityId {
-        network_among(&self.networks, address, 128)
+        self.network_within(address, 128)
     }
 
     /// Identity of the most specific prefix around this one.
     pub(crate) fn around(&self, key: &NetworkKey) -> IdentityId {
-        around(&self.networks, key)
+        key.prefix_bits.checked_sub(1).map_or(IDENTITY_WORLD, |bits| self.network_within(key.address, bits))
+    }
+
+    /// Identity of an address by the most specific prefix of at most so many bits.
+    fn network_within(&self, address: Address, bits: u32) -> IdentityId {
+        let longest = |bits| longest(&self.now.networks, bits).max(longest(&self.delta.networks, bits));
+        most_specific(address, bits, longest, |key| self.network(key))
     }
 
     /// Policies of all its endpoints.

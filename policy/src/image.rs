@@ -159,16 +159,21 @@ impl Image {
 }
 
 /// Identity of an address by the most specific of these prefixes that has at most so many bits.
-pub(crate) fn network_among(
-    networks: &BTreeMap<NetworkKey, NetworkValue>,
+pub(crate) fn network_among(networks: &BTreeMap<NetworkKey, NetworkValue>, address: Address, bits: u32) -> IdentityId {
+    most_specific(address, bits, |bits| longest(networks, bits), |key| networks.get(key).copied())
+}
+
+/// The same for prefixes that are looked up by these: the longest length in use up to one, and a prefix's value.
+pub(crate) fn most_specific(
     address: Address,
     mut bits: u32,
+    longest: impl Fn(u32) -> Option<u32>,
+    value: impl Fn(&NetworkKey) -> Option<NetworkValue>,
 ) -> IdentityId {
-    let last = |bits| NetworkKey { prefix_bits: bits, address: Address([0xff; 16]) };
     // From one length in use to the next shorter one.
-    while let Some((longest, _)) = networks.range(..=last(bits)).next_back() {
-        let length = longest.prefix_bits;
-        if let Some(value) = networks.get(&NetworkKey { prefix_bits: length, address: truncate(address, length) }) {
+    while let Some(length) = longest(bits) {
+        let key = NetworkKey { prefix_bits: length, address: truncate(address, length) };
+        if let Some(value) = value(&key) {
             return value.identity;
         }
         match length.checked_sub(1) {
@@ -177,6 +182,12 @@ pub(crate) fn network_among(
         }
     }
     IDENTITY_WORLD
+}
+
+/// The longest length of these prefixes, up to so many bits.
+pub(crate) fn longest<V>(networks: &BTreeMap<NetworkKey, V>, bits: u32) -> Option<u32> {
+    let last = NetworkKey { prefix_bits: bits, address: Address([0xff; 16]) };
+    networks.range(..=last).next_back().map(|(key, _)| key.prefix_bits)
 }
 
 /// Key of the range of ports that share the first `bits` bits with `port`.

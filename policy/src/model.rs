@@ -238,6 +238,26 @@ pub struct NamedPort {
     pub port: u16,
 }
 
+/// At which of a node's addresses something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NodeAddress {
+    /// At each.
+    Every,
+    /// At this one.
+    One(IpAddr),
+}
+
+/// A port of a node that leads to a pod there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Where it is.
+    pub at: NodeAddress,
+    /// IP protocol number: TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// Port.
+    pub port: u16,
+}
+
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -257,6 +277,9 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// Named ports of its containers (init containers that keep running included).
     pub named_ports: BTreeSet<NamedPort>,
+    /// Ports of its node that lead to it; none for hostNetwork pods, whose ports are the node's own, and for those that
+    /// have ended.
+    pub host_ports: BTreeSet<HostPort>,
     /// Uses the node's network namespace.
     pub host_network: bool,
     /// Has a deletion timestamp.

@@ -1,7 +1,7 @@
 //! Bad input: each fault is named by field and value, and what it touches is closed, never wider.
 #![allow(clippy::needless_pass_by_value, reason = "rows of data are made where they are passed")]
 
-use reeve_policy::model::{Action, DefaultDecider, Peers, Policy, Problem, Rules};
+use reeve_policy::model::{Action, DefaultDecider, HostPort, NodeAddress, Peers, Policy, Problem, Rules};
 use reeve_policy::store::{Change, Object, Store};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -111,6 +111,19 @@ fn selectors_of_what_a_pod_inherits_or_lacks_close_the_policy() {
 }
 
 #[test]
+fn labels_that_only_calico_knows_close_a_kubernetes_policy() {
+    for selector in [
+        json!({"matchLabels": {"projectcalico.org/namespace": "n"}}),
+        json!({"matchExpressions": [{"key": "projectcalico.org/serviceaccount", "operator": "DoesNotExist"}]}),
+    ] {
+        let (policy, problems) = lower(json!({"podSelector": selector}), false);
+        assert_eq!(problems.iter().map(|one| one.field.as_str()).collect::<Vec<_>>(), ["spec.podSelector"]);
+        assert_eq!(policy.ingress, Rules::Closed(DefaultDecider::UnreadablePolicy));
+    }
+    assert_eq!(lower(json!({"podSelector": {"matchLabels": {"projectcalico.org/other": "n"}}}), false).1, []);
+}
+
+#[test]
 fn policies_of_versions_that_are_not_known_go_before_all_that_they_may_stand_before() {
     for (version, kind, tier) in [
         ("projectcalico.org/v4", "GlobalNetworkPolicy", "unknown tier (unread)"),
@@ -197,4 +210,70 @@ fn an_unreadable_address_in_a_tunnel_is_reported_and_the_others_are_known() {
     let (addresses, problems) = node(annotations, json!(["10.244.2.0/240", "fd00:244:2::/64"]));
     assert_eq!(addresses, ["172.18.0.2", "fd00:244:2::"]);
     named(&problems, "spec.podCIDRs[0]", "10.244.2.0/240");
+}
+
+/// The ports of its node that a pod of this `spec` and phase has, as text, and the problems.
+fn host_ports(mut spec: Value, phase: &str) -> (Vec<String>, Vec<Problem>) {
+    spec["nodeName"] = json!("node-1");
+    let value = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "namespace": "n", "uid": "u" },
+        "spec": spec, "status": { "phase": phase, "podIPs": [{ "ip": "10.244.1.10" }] }
+    });
+    let mut store = Store::new("node-1");
+    store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
+    let text = |port: &HostPort| match port.at {
+        NodeAddress::Every => format!("every:{}/{}", port.port, port.protocol),
+        NodeAddress::One(address) => format!("{address}:{}/{}", port.port, port.protocol),
+    };
+    (store.world().workloads["u"].host_ports.iter().map(text).collect(), store.problems())
+}
+
+#[test]
+fn a_pods_ports_of_its_node_are_those_of_the_containers_that_keep_running() {
+    let ports = json!([
+        { "containerPort": 8080, "hostPort": 9090 },
+        { "containerPort": 8081, "hostPort": 9091, "hostIP": "0.0.0.0", "protocol": "UDP" },
+        { "containerPort": 8082, "hostPort": 9092, "hostIP": "::", "protocol": "SCTP" },
+        { "containerPort": 8083, "hostPort": 9093, "hostIP": "" },
+        { "containerPort": 8084, "hostPort": 9094, "hostIP": "172.18.0.1" },
+        { "containerPort": 8085, "hostPort": 0 },
+        { "containerPort": 8086 }
+    ]);
+    let containers = json!([{ "name": "main", "ports": ports }]);
+    let once = json!([{ "name": "once", "ports": [{ "containerPort": 1, "hostPort": 1 }] }]);
+    let kept = json!([{ "name": "kept", "restartPolicy": "Always", "ports": [{ "containerPort": 2, "hostPort": 2 }] }]);
+    let all = ["every:9090/6", "every:9091/17", "every:9092/132", "every:9093/6", "172.18.0.1:9094/6"];
+    for (init, phase, want) in [
+        (json!([]), "Running", all.to_vec()),
+        (once, "Running", all.to_vec()),
+        (kept.clone(), "Running", ["every:2/6"].into_iter().chain(all).collect()),
+        (kept.clone(), "Pending", ["every:2/6"].into_iter().chain(all).collect()),
+        (kept.clone(), "Succeeded", vec![]),
+        (kept, "Failed", vec![]),
+    ] {
+        let (mut found, problems) = host_ports(json!({ "containers": containers, "initContainers": init }), phase);
+        let mut want: Vec<String> = want.into_iter().map(str::to_owned).collect();
+        found.sort();
+        want.sort();
+        assert_eq!((found, problems), (want, vec![]), "{phase}");
+    }
+    let (found, _) = host_ports(json!({ "hostNetwork": true, "containers": containers }), "Running");
+    assert_eq!(found, Vec::<String>::new(), "the node's own ports are not translated");
+}
+
+#[test]
+fn an_unreadable_port_of_a_node_is_reported_and_left_out() {
+    for (port, field, value) in [
+        (json!({ "containerPort": 1, "hostPort": 70_000 }), "hostPort", "70000"),
+        (json!({ "containerPort": 1, "hostPort": "web" }), "hostPort", "web"),
+        (json!({ "containerPort": 1, "hostPort": 9090, "hostIP": "172.18.0" }), "hostIP", "172.18.0"),
+        (json!({ "containerPort": 1, "hostPort": 9090, "protocol": "QUIC" }), "protocol", "QUIC"),
+    ] {
+        let good = json!({ "containerPort": 2, "hostPort": 9092 });
+        let (found, problems) =
+            host_ports(json!({ "containers": [{ "name": "main", "ports": [port, good] }] }), "Running");
+        assert_eq!(found, ["every:9092/6"]);
+        named(&problems, &format!("spec.containers[0].ports[0].{field}"), value);
+        assert!(problems[0].effect.contains("judged as masqueraded"), "{}", problems[0].effect);
+    }
 }

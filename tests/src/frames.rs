@@ -212,6 +212,9 @@ mod tests {
             let at = usize::try_from(offset).expect("small");
             self.0.get(at..at + N).map(|bytes| into.copy_from_slice(bytes)).is_some()
         }
+        fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+            self.0.first_chunk()
+        }
         fn frame_bytes(&self) -> u32 {
             u32::try_from(self.0.len()).expect("a frame is small")
         }

@@ -81,11 +81,14 @@ pub enum Program {
     Uplink,
     UplinkIn,
     HostIn,
+    OutSpare,
+    InSpare,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn];
+    pub const ALL: [Self; 7] =
+        [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn, Self::OutSpare, Self::InSpare];
 
     fn name(self) -> &'static str {
         match self {
@@ -94,6 +97,8 @@ impl Program {
             Self::Uplink => "reeve_uplink",
             Self::UplinkIn => "reeve_uplink_in",
             Self::HostIn => "reeve_host_in",
+            Self::OutSpare => "reeve_out_spare",
+            Self::InSpare => "reeve_in_spare",
         }
     }
 }
@@ -405,6 +410,7 @@ impl Kernel {
     /// Makes an interface with this index in the thread's namespace, once: a test run wants one that exists. It is a
     /// bridge without ports, because not every kernel has dummy devices.
     fn interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        self.renew()?;
         if ifindex <= 1 || !self.interfaces.insert(ifindex) {
             return Ok(());
         }
@@ -414,6 +420,12 @@ impl Kernel {
         let said = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "cannot make interface {ifindex}: {}", said.trim());
         Ok(())
+    }
+
+    /// Tells the programs, as the agent would, that endpoints may have been written since the last run.
+    fn renew(&self) -> anyhow::Result<()> {
+        let generation = self.rows::<u32, u64>("GENERATION");
+        generation.put(&0, &(generation.get(&0)?.unwrap_or_default() + 1))
     }
 
     fn rows<K, V>(&self, name: &'static str) -> Rows<'_, K, V> {

@@ -40,7 +40,8 @@ pub use pod::{Families, Pod, PodSpec};
 pub use records::Records;
 pub use register::own_cgroup;
 pub use services::{
-    Affinity, Backend, ExternalPolicy, Flavour, Service, ServicePort, ServiceSpec, Services, Transport, rules_programs,
+    Affinity, Backend, ExternalPolicy, Flavour, Masquerade, Service, ServicePort, ServiceSpec, Services, Transport,
+    rules_programs,
 };
 pub use wait::until;
 

@@ -66,6 +66,29 @@ fn an_allowed_flow_opens_and_its_replies_pass() {
 }
 
 #[test]
+fn an_answer_without_its_flow_passes_and_is_counted_while_two_generations_are_attached() {
+    for v6 in FAMILIES {
+        let Some(mut world) = closed() else { return };
+        world.allow_out(REMOTE);
+        let back = REMOTE.to(POD, v6);
+        let answers = [back.udp(53, 40_000, b""), back.tcp(443, 40_001, "S.", 1, 2), world::echo_reply(back, 7)];
+        for answer in &answers {
+            world.check_to_pod(answer, Drop, Some((EVENT_DENIED, DENY_IN)));
+        }
+        world.kernel.forget().unwrap();
+        world.kernel.config().put(&0, &Config { mixed_generations: 1, ..Config::DEFAULT }).unwrap();
+        for (counted, answer) in (1..).zip(&answers) {
+            world.check_to_pod(answer, Continue, Some((EVENT_OPENED, ALLOW_OUT)));
+            assert_eq!(world.kernel.stat(stats::EITHER_ORIENTATION).unwrap(), counted);
+        }
+        // What opens a connection has one orientation only, and what neither allows stays denied.
+        world.check_to_pod(&back.tcp(443, 40_002, "S", 1, 0), Drop, Some((EVENT_DENIED, DENY_IN)));
+        world.check_to_pod(&WORLD.to(POD, v6).udp(53, 40_000, b""), Drop, Some((EVENT_DENIED, DENY_IN)));
+        assert_eq!(world.kernel.stat(stats::EITHER_ORIENTATION).unwrap(), 3);
+    }
+}
+
+#[test]
 fn a_denial_names_its_decider_and_is_told_once_a_second() {
     let Some(mut world) = closed() else { return };
     for v6 in FAMILIES {

@@ -3,12 +3,16 @@
 
 #[path = "netns/before.rs"]
 mod before;
+#[path = "netns/builds.rs"]
+mod builds;
 #[path = "netns/changes.rs"]
 mod changes;
 #[path = "netns/clsact.rs"]
 mod clsact;
 #[path = "netns/drift.rs"]
 mod drift;
+#[path = "netns/hooks.rs"]
+mod hooks;
 #[path = "netns/input.rs"]
 mod input;
 #[path = "netns/interfaces.rs"]

@@ -427,17 +427,22 @@ pub fn probe() -> Mechanism {
 
 /// Takes a pinned link off its device and removes the pin.
 pub(super) fn remove(path: &Path) -> Result<(), AttachError> {
+    detach(path);
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::File { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes a pinned link off its device: nothing is judged by it any more when this returns. The pin stays.
+pub(crate) fn detach(path: &Path) {
     let detached = syscall::open_pin(path).and_then(|link| syscall::detach_link(link.as_fd()));
     if let Err(error) = detached
         && error.kind() != io::ErrorKind::NotFound
     {
         // Its device may be gone; and without its pin the kernel takes it off by itself, if a moment later.
         tracing::debug!(%error, pin = %path.display(), "the link was not detached before its pin is removed");
-    }
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AttachError::File { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! Loads the programs, with the maps that are pinned already or new ones.
 
+use super::endpoints::Endpoints;
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
 use super::migrate::{self, Aside};
 use aya::maps::{Map, MapData, RingBuf};
@@ -23,6 +24,10 @@ pub const HOLD: &str = "reeve_hold";
 pub const UPLINK: &str = "reeve_uplink";
 /// Program at TC ingress of devices that are no pod's.
 pub const UPLINK_IN: &str = "reeve_uplink_in";
+/// What stands before [`UPLINK`] while that is put first again.
+pub const UPLINK_SPARE: &str = "reeve_out_spare";
+/// What stands before [`UPLINK_IN`] while that is put first again.
+pub const UPLINK_IN_SPARE: &str = "reeve_in_spare";
 /// Program at the ingress of the node's root cgroup.
 pub const HOST_IN: &str = "reeve_host_in";
 
@@ -176,6 +181,15 @@ impl Loaded {
         classifier(&mut self.programs, name)
     }
 
+    /// A program that is loaded when it is wanted for the first time.
+    pub(super) fn spare(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = classifier(&mut self.programs, name)?;
+        if program.fd().is_err() {
+            patiently(|| program.load()).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+        }
+        Ok(program)
+    }
+
     pub(super) fn cgroup_program(&mut self) -> Result<&mut CgroupSkb, LoadError> {
         cgroup_program(&mut self.programs)
     }
@@ -242,7 +256,7 @@ fn declarations(object: &[u8], capacities: &BTreeMap<String, u32>) -> Result<BTr
 
 fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
     Ok(Maps {
-        endpoints: table(programs, "ENDPOINTS")?,
+        endpoints: Endpoints::new(table(programs, "ENDPOINTS")?, table(programs, "GENERATION")?)?,
         addresses: table(programs, "ADDRESSES")?,
         devices: table(programs, "DEVICES")?,
         services: table(programs, "SERVICES")?,

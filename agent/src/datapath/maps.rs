@@ -1,6 +1,7 @@
 //! The pinned maps with their types. Writers: the reconciler writes what carries policy, the programs write what
 //! carries traffic, and the agent deletes what has expired.
 
+use super::endpoints::Endpoints;
 use super::syscall;
 use bytemuck::Pod;
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
@@ -8,7 +9,6 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
-use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use std::io;
@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Names of all maps that are pinned.
 pub const PINNED: &[&str] = &[
     "ENDPOINTS",
+    "GENERATION",
     "ADDRESSES",
     "DEVICES",
     "SERVICES",
@@ -218,7 +219,7 @@ fn stats_error(operation: &'static str) -> impl FnOnce(io::Error) -> MapError {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each is described at its key and value in reeve-abi")]
 pub struct Maps {
-    pub endpoints: Table<u32, EndpointValue>,
+    pub endpoints: Endpoints,
     pub addresses: Table<Address, AddressValue>,
     pub devices: Table<u32, DeviceValue>,
     pub services: Table<ServiceKey, ServiceValue>,
@@ -251,7 +252,14 @@ pub struct Occupancy {
 impl Maps {
     /// Rows of the maps that the reconciler fills are known to it; these are the ones that only reading tells.
     pub fn traffic_occupancy(&self) -> Result<Vec<Occupancy>, MapError> {
-        Ok(vec![occupancy(&self.flows)?, occupancy(&self.denied)?, occupancy(&self.edges)?, occupancy(&self.overflow)?])
+        Ok(vec![
+            occupancy(&self.flows)?,
+            occupancy(&self.budgets)?,
+            occupancy(&self.denied)?,
+            occupancy(&self.fragments)?,
+            occupancy(&self.edges)?,
+            occupancy(&self.overflow)?,
+        ])
     }
 }
 

@@ -15,8 +15,19 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Maps that policies fill, and the settings: the image fills them anew.
-const POLICY: [&str; 10] =
-    ["ENDPOINTS", "ADDRESSES", "NETWORKS", "CLASSES", "PEERS", "PORTS", "RANGES", "DEVICES", "SERVICES", "CONFIG"];
+const POLICY: [&str; 11] = [
+    "ENDPOINTS",
+    "GENERATION",
+    "ADDRESSES",
+    "NETWORKS",
+    "CLASSES",
+    "PEERS",
+    "PORTS",
+    "RANGES",
+    "DEVICES",
+    "SERVICES",
+    "CONFIG",
+];
 
 /// Whether a map's rows mean to us what they meant to who wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -156,14 +156,18 @@ pub fn placed(value: AddressValue, interfaces: &Interfaces) -> AddressValue {
     }
 }
 
-/// Makes a map hold these rows and no others: what is new first, what has gone last.
+/// Makes a map hold these rows and no others: what is new first, what has gone last, unless only that makes room.
 pub fn follow<K: Pod + Ord, V: Pod + PartialEq>(table: &Table<K, V>, wanted: &BTreeMap<K, V>) -> Result<(), MapError> {
     let there: BTreeMap<K, V> = table.read()?.into_iter().collect();
     let new: Vec<(K, V)> =
         wanted.iter().filter(|(key, value)| there.get(key) != Some(value)).map(|(key, value)| (*key, *value)).collect();
-    table.put_many(&new)?;
+    let put = table.put_many(&new);
+    if put.as_ref().is_err_and(|error| !error.is_full()) {
+        return put;
+    }
     let gone: Vec<K> = there.into_keys().filter(|key| !wanted.contains_key(key)).collect();
-    table.delete_many(&gone)
+    table.delete_many(&gone)?;
+    if put.is_err() { table.put_many(&new) } else { Ok(()) }
 }
 
 fn put<'a, K: Pod, V: Pod>(

@@ -1,13 +1,14 @@
-//! Which addresses and ports of this node stand for others: Services' own, and their ports at the node's addresses.
+//! Which addresses and ports of this node stand for others: Services' own, their ports at the node's addresses, and
+//! those of its pods there.
 
-use reeve_abi::service::{SERVICE_ADDRESS, SERVICE_NODE_PORT, ServiceKey, ServiceValue};
+use reeve_abi::service::{SERVICE_ADDRESS, SERVICE_HOST_PORT, SERVICE_NODE_PORT, ServiceKey, ServiceValue};
 use reeve_policy::image::mapped;
-use reeve_policy::model::World;
+use reeve_policy::model::{NodeAddress, World};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// The rows of map `SERVICES`.
-pub fn rows(world: &World) -> BTreeMap<ServiceKey, ServiceValue> {
+/// The rows of map `SERVICES` on this node.
+pub fn rows(world: &World, node: &str) -> BTreeMap<ServiceKey, ServiceValue> {
     let mut rows: BTreeMap<ServiceKey, ServiceValue> = BTreeMap::new();
     let mut add = |address: IpAddr, port: u16, protocol: u8, flag: u32| {
         let key = ServiceKey { address: mapped(address), port: port.into(), protocol: protocol.into() };
@@ -23,6 +24,18 @@ pub fn rows(world: &World) -> BTreeMap<ServiceKey, ServiceValue> {
             }
         }
     }
+    for pod in world.workloads.values().filter(|pod| pod.node == node) {
+        for port in &pod.host_ports {
+            match port.at {
+                NodeAddress::One(address) => add(address, port.port, port.protocol, SERVICE_HOST_PORT),
+                NodeAddress::Every => {
+                    for address in &world.local_addresses {
+                        add(*address, port.port, port.protocol, SERVICE_HOST_PORT);
+                    }
+                }
+            }
+        }
+    }
     rows
 }
 
@@ -30,7 +43,7 @@ pub fn rows(world: &World) -> BTreeMap<ServiceKey, ServiceValue> {
 mod tests {
     use super::*;
     use reeve_policy::engine::Engine;
-    use reeve_policy::store::{Change, Object};
+    use reeve_policy::store::{Change, Object, ObjectKey};
     use serde_json::json;
 
     #[test]
@@ -47,7 +60,7 @@ mod tests {
             Change::Apply(Object { value: service, origin: "test".to_owned() }),
             Change::LocalAddresses(local.into()),
         ]);
-        let found: Vec<_> = rows(engine.world())
+        let found: Vec<_> = rows(engine.world(), "node-1")
             .into_iter()
             .map(|(key, value)| (key.address, key.port, key.protocol, value.flags))
             .collect();
@@ -59,5 +72,48 @@ mod tests {
         ];
         want.sort();
         assert_eq!(found, want);
+    }
+
+    /// A pod's object with these ports of its one container.
+    fn pod(name: &str, node: &str, ports: &serde_json::Value) -> Object {
+        let value = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "shop", "uid": format!("uid-{name}") },
+            "spec": { "nodeName": node, "containers": [{ "name": "main", "ports": ports }] },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "10.244.1.10" }] },
+        });
+        Object { value, origin: "test".to_owned() }
+    }
+
+    #[test]
+    fn host_ports_stand_at_the_addresses_of_their_pods_node_while_the_pod_does() {
+        let mut engine = Engine::new("node-1", 0);
+        let local = ["172.18.0.1", "fd00:18::1"].map(|address| address.parse().expect("written here"));
+        let here = pod(
+            "here",
+            "node-1",
+            &json!([
+                { "containerPort": 8080, "hostPort": 9090 },
+                { "containerPort": 53, "hostPort": 53, "hostIP": "172.18.0.1", "protocol": "UDP" },
+                { "containerPort": 8081 },
+            ]),
+        );
+        let there = pod("there", "node-2", &json!([{ "containerPort": 8080, "hostPort": 9091 }]));
+        let key = ObjectKey::of(&here.value).expect("a pod has a key");
+        engine.apply(vec![Change::Apply(here), Change::Apply(there), Change::LocalAddresses(local.into())]);
+        let found: Vec<_> = rows(engine.world(), "node-1")
+            .into_iter()
+            .map(|(key, value)| (key.address, key.port, key.protocol, value.flags))
+            .collect();
+        let at = |address: &str| mapped(address.parse().expect("written here"));
+        let mut want = vec![
+            (at("172.18.0.1"), 53, 17, SERVICE_HOST_PORT),
+            (at("172.18.0.1"), 9090, 6, SERVICE_HOST_PORT),
+            (at("fd00:18::1"), 9090, 6, SERVICE_HOST_PORT),
+        ];
+        want.sort();
+        assert_eq!(found, want);
+        engine.apply(vec![Change::Delete(key)]);
+        assert_eq!(rows(engine.world(), "node-1"), BTreeMap::new());
     }
 }

@@ -18,7 +18,9 @@ const BPF_NOEXIST: u64 = 1;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
+const OBJECT_PIN: libc::c_long = 6;
 const OBJECT_GET: libc::c_long = 7;
+const OBJECT_GET_INFO: libc::c_long = 15;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
 
@@ -95,6 +97,12 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Pins an object at a path where there is nothing.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(OBJECT_PIN, &mut ObjectPath { path: address(path.as_ptr()), fd: fd_number(object), flags: 0 })
+}
+
 /// Puts another program into a link, without a moment in which there is none.
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes =
@@ -113,6 +121,51 @@ struct LinkDetach {
 /// cannot be said of closing the last descriptor.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(LINK_DETACH, &mut LinkDetach { link_fd: fd_number(link) })
+}
+
+/// `union bpf_attr`, asking for what an object is.
+#[repr(C)]
+#[derive(Default)]
+struct ObjectInfo {
+    object_fd: u32,
+    info_bytes: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, as links on cgroups fill it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    link: u32,
+    program: u32,
+    padding: u32,
+    cgroup: u64,
+    attach_type: u32,
+    padding_end: u32,
+}
+
+/// A link on a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CgroupLink {
+    /// The kernel's number of the link.
+    pub(super) link: u32,
+    /// That of its program.
+    pub(super) program: u32,
+    /// That of its cgroup, which is its directory's inode; 0 where it has been taken off.
+    pub(super) cgroup: u64,
+}
+
+/// What a link on a cgroup is.
+pub(super) fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+    let mut info = LinkInfo::default();
+    let mut attributes = ObjectInfo {
+        object_fd: fd_number(link),
+        info_bytes: u32::try_from(size_of::<LinkInfo>()).expect("it is short"),
+        info: address(std::ptr::from_mut(&mut info).cast_const()),
+    };
+    bpf(OBJECT_GET_INFO, &mut attributes)?;
+    Ok(CgroupLink { link: info.link, program: info.program, cgroup: info.cgroup })
 }
 
 /// One value, `None` if the key is absent. `value` has the map's value size (all CPUs for per-CPU maps).

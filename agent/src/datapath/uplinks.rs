@@ -1,17 +1,15 @@
-//! Attaches the programs for what leaves and enters the node, and for what its processes receive.
+//! Attaches the programs for what leaves and enters the node.
 //!
 //! Invariant: a bridge gets rid of these programs before the first pod behind it is marked, a pod's own device only
 //! after its own programs are on it.
 
-use super::attach::{self, AttachError, Hook, Mechanism, Repair, clsact, tcx};
+use super::attach::{self, AttachError, Hook, Look, Mechanism, Repair, clsact, tcx};
 use super::discover::Uplink;
-use super::load::{HOST_IN, Loaded, UPLINK, UPLINK_IN};
-use super::syscall;
-use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
-use aya::programs::{CgroupSkbAttachType, TcAttachType};
+use super::host;
+use super::load::{Loaded, UPLINK, UPLINK_IN, UPLINK_IN_SPARE, UPLINK_SPARE};
+use aya::programs::TcAttachType;
+use aya::programs::links::FdLink;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// The two ends of a device's traffic.
@@ -19,13 +17,16 @@ pub(super) const HOOKS: [Hook; 2] = [
     Hook { program: UPLINK, side: "out", at: TcAttachType::Egress },
     Hook { program: UPLINK_IN, side: "in", at: TcAttachType::Ingress },
 ];
-/// The pin of the cgroup's link.
-const HOST_PIN: &str = "host-in";
 
-/// Whether a pin's name is one of those made here.
+/// The program that stands before a hook's own while that is put first again.
+fn spare(hook: Hook) -> &'static str {
+    if hook.program == UPLINK { UPLINK_SPARE } else { UPLINK_IN_SPARE }
+}
+
+/// Whether a pin's name is one of those that are not pods'.
 pub fn is_pin(name: &str) -> bool {
     let side = name.split_once('-').filter(|(ifindex, _)| ifindex.parse::<u32>().is_ok()).map(|(_, side)| side);
-    name == HOST_PIN || HOOKS.iter().any(|hook| side == Some(hook.side))
+    name == host::PIN || HOOKS.iter().any(|hook| side == Some(hook.side))
 }
 
 /// What is held, by pin, as a filter, or (in tests) by file descriptor only.
@@ -34,7 +35,6 @@ pub struct Uplinks {
     directory: Option<PathBuf>,
     mechanism: Mechanism,
     held: BTreeMap<u32, Device>,
-    host: Option<Host>,
 }
 
 /// A device with both programs. Dropping a link's descriptor detaches it if it is not pinned; filters stay.
@@ -44,27 +44,15 @@ struct Device {
     links: BTreeMap<&'static str, FdLink>,
 }
 
-#[derive(Debug)]
-#[allow(dead_code, reason = "dropping the descriptor is what detaches an unpinned link")]
-enum Host {
-    Pinned(PinnedLink),
-    Open(FdLink),
-}
-
 impl Uplinks {
     /// Links pinned in this directory, or not pinned at all.
     pub fn new(directory: Option<&Path>, mechanism: Mechanism) -> Self {
-        Self { directory: directory.map(Path::to_owned), mechanism, held: BTreeMap::new(), host: None }
+        Self { directory: directory.map(Path::to_owned), mechanism, held: BTreeMap::new() }
     }
 
     /// Devices with both programs.
     pub fn attached(&self) -> impl Iterator<Item = u32> {
         self.held.keys().copied()
-    }
-
-    /// Whether local processes are behind the program.
-    pub fn has_host(&self) -> bool {
-        self.host.is_some()
     }
 
     /// Removes pins of devices that are gone, and replaces the programs of the others by the loaded ones; whose they are
@@ -92,7 +80,9 @@ impl Uplinks {
             failed.extend(self.release(ifindex).err());
         }
         for (ifindex, device) in devices {
-            if !self.held.contains_key(ifindex) {
+            if let Some(held) = self.held.get_mut(ifindex) {
+                held.name.clone_from(&device.name); // it may have got another one
+            } else {
                 match self.attach(loaded, &device.name, *ifindex) {
                     Ok(()) => tracing::info!(interface = device.name, ifindex, "device attached"),
                     // One that has gone meanwhile needs no program.
@@ -129,11 +119,17 @@ impl Uplinks {
         Some(self.directory.as_ref()?.join(format!("{ifindex}-{}", hook.side)))
     }
 
-    /// Looks whether our programs still stand at the devices, first in their chains, and puts right what is wrong;
-    /// filters are put into their place again.
-    pub fn check(&mut self, loaded: &mut Loaded) -> Vec<(String, Result<Repair, AttachError>)> {
+    /// Looks whether our programs still stand at the devices, first in their chains, and puts right what is wrong.
+    /// Filters are put into their place again, with [`Look::Whole`] only.
+    pub fn check(&mut self, loaded: &mut Loaded, look: Look) -> Vec<(String, Result<Repair, AttachError>)> {
         let mut done = Vec::new();
+        if self.mechanism == Mechanism::Clsact && look == Look::Quick {
+            return done;
+        }
         for (ifindex, device) in &mut self.held {
+            if !is_there(&device.name, *ifindex) {
+                continue; // it is going, or has got another name: who follows the devices will know
+            }
             for hook in HOOKS {
                 let pin = self.directory.as_ref().map(|directory| directory.join(format!("{ifindex}-{}", hook.side)));
                 let repaired = device.check(loaded, self.mechanism, *ifindex, hook, pin.as_deref());
@@ -154,49 +150,6 @@ impl Uplinks {
                 clsact::detach(&device.name, hook)?;
             }
         }
-        Ok(())
-    }
-
-    /// Attaches to the cgroup of the node's processes, once; a pinned link gets the loaded program in place.
-    pub fn attach_host(&mut self, loaded: &mut Loaded, cgroup: &Path) -> Result<(), AttachError> {
-        if self.host.is_some() {
-            return Ok(());
-        }
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Cgroup { path: cgroup.to_owned(), source };
-        let path = self.directory.as_ref().map(|directory| directory.join(HOST_PIN));
-        if let Some(path) = &path
-            && path.exists()
-        {
-            let link_error = |source| AttachError::Link { path: path.clone(), source: Box::new(source) };
-            let program = loaded.cgroup_program()?.fd().map_err(|error| failed(error.into()))?;
-            let link = syscall::open_pin(path).map_err(|error| failed(error.into()))?;
-            match syscall::update_link(link.as_fd(), program.as_fd()) {
-                Ok(()) => {
-                    self.host = Some(Host::Pinned(PinnedLink::from_pin(path).map_err(link_error)?));
-                    return Ok(());
-                }
-                // The cgroup that it was on is gone.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => attach::remove(path)?,
-                Err(error) => return Err(failed(error.into())),
-            }
-        }
-        let directory = File::open(cgroup).map_err(|error| failed(error.into()))?;
-        let program = loaded.cgroup_program()?;
-        // No flags: a link always leaves room for others, and the kernel takes no flag that says so.
-        let id = program
-            .attach(&directory, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single)
-            .map_err(|error| failed(error.into()))?;
-        let link = program.take_link(id).map_err(|error| failed(error.into()))?;
-        let link = FdLink::try_from(link).map_err(|error| failed(error.into()))?;
-        self.host = Some(match path {
-            Some(path) => {
-                let pinned = link.pin(&path);
-                Host::Pinned(pinned.map_err(|error| AttachError::Pin { path, what: error.to_string() })?)
-            }
-            None => Host::Open(link),
-        });
-        tracing::info!(cgroup = %cgroup.display(), program = HOST_IN, "cgroup attached");
         Ok(())
     }
 }
@@ -228,15 +181,9 @@ impl Device {
             self.links.insert(hook.side, link);
             return Ok(Some(Repair::Attached));
         }
-        // The kernel has no way to move a link: everything is dropped while ours is made anew.
-        let closed = tcx::close(loaded, hook, &self.name, ifindex)?;
-        self.links.remove(hook.side);
-        pin.map_or(Ok(()), attach::remove)?;
-        tcx::wait_for_release(loaded, hook, &self.name, ifindex)?;
-        let (link, _) = tcx::attach(loaded, hook, &self.name, ifindex, pin)?;
+        let held = self.links.remove(hook.side);
+        let link = tcx::to_front(loaded, hook, spare(hook), &self.name, ifindex, held, pin)?;
         self.links.insert(hook.side, link);
-        drop(closed);
-        tcx::wait_until_open(hook, &self.name, ifindex)?;
         Ok(Some(Repair::First))
     }
 }

@@ -153,7 +153,7 @@ impl End {
 
     fn name(&self) -> String {
         match (&self.namespace, &self.pod) {
-            (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+            (Some(namespace), Some(pod)) => text::plain(&format!("{namespace}/{pod}")),
             _ if self.ip.is_ipv6() => format!("[{}]", self.ip),
             _ => self.ip.to_string(),
         }
@@ -162,7 +162,7 @@ impl End {
     /// Who is there, and what the policies that select it say.
     fn describe(&self, preposition: &str, said: Said<'_>, colour: Colour, lines: &mut Vec<String>) {
         lines.push(String::new());
-        let node = self.node.as_deref();
+        let node = self.node.as_deref().map(text::plain);
         let who = match (self.owner, node) {
             (OwnerName::Pod, Some(node)) => format!("{}, a pod on {node}", self.ip),
             (OwnerName::Pod, None) => format!("{}, a pod without a node", self.ip),
@@ -174,7 +174,7 @@ impl End {
         let mut say = |name: &str, value: &str| lines.push(format!("  {name:<11} {value}"));
         if self.owner == OwnerName::Pod {
             let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            say("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }.as_str());
+            say("labels", &if labels.is_empty() { "none".to_owned() } else { text::plain(&labels.join(", ")) });
         }
         let Some(decision) = said.enforced else {
             say(said.direction, "no policy is asked: only pods have policies");

@@ -89,15 +89,29 @@ fn addresses(world: &World, place: &Place) -> anyhow::Result<Vec<IpAddr>> {
     }
 }
 
+/// The Service that is asked for by name, or by one of its addresses and ports.
+pub(super) fn service(world: &World, destination: &Destination) -> Option<ServiceName> {
+    let (address, number) = match (&destination.place, &destination.port) {
+        (Place::Service(namespace, name), _) => {
+            return Some(ServiceName { namespace: namespace.clone(), name: name.clone() });
+        }
+        (Place::Address(address), Port::Number(number)) => (*address, *number),
+        _ => return None,
+    };
+    let takes = |port: &ServicePort| port.protocol == destination.protocol.0 && port.port == number;
+    let mut services = world.services.values();
+    let found =
+        services.find(|service| service.addresses().any(|own| own == address) && service.ports.iter().any(takes))?;
+    Some(found.name.clone())
+}
+
 /// The addresses and ports that a Service's port leads to, in order.
 pub(super) fn backends(
     world: &World,
-    namespace: &str,
-    name: &str,
+    wanted: &ServiceName,
     destination: &Destination,
 ) -> anyhow::Result<Vec<Destination>> {
-    let wanted = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
-    let Some(service) = world.services.get(&wanted) else {
+    let Some(service) = world.services.get(wanted) else {
         let names: Vec<String> = world.services.keys().map(ToString::to_string).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         bail!("there is no service {wanted}; {}", known_names("services", &names));
@@ -127,7 +141,7 @@ pub(super) fn backends(
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
         bail!("service {wanted} has no such port of {protocol}; {}", known_names("ports", &ports));
     };
-    let live = world.backends(&wanted).filter(|backend| backend.endpoint.ready || service.publishes_not_ready);
+    let live = world.backends(wanted).filter(|backend| backend.endpoint.ready || service.publishes_not_ready);
     let found: BTreeSet<(IpAddr, u16)> = live
         .flat_map(|backend| {
             let ports = backend.ports.iter().filter(|one| one.protocol == port.protocol && one.name == port.name);

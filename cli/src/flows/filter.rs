@@ -13,10 +13,12 @@ pub(super) struct FilterArgs {
     /// What became of the packets
     #[arg(long, value_enum)]
     verdict: Option<VerdictArg>,
-    /// The policy that decided, or isolates: name, namespace/name, Kind/name or Kind/namespace/name
+    /// The policy that decided, or isolates: name, namespace/name, Kind/name or Kind/namespace/name, with the kinds of
+    /// records (Calico's own is CalicoNetworkPolicy)
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
-    /// A label of either end, repeatable; the same end must have all, and the namespace and pod asked for
+    /// A label of either end that some policy reads (records have no others), repeatable; the same end must have all, and
+    /// the namespace and pod asked for
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
     /// The namespace of either end

@@ -3,7 +3,7 @@
 use super::{Ends, Host};
 use crate::env::{Action, Hook};
 use crate::mark;
-use crate::uplink;
+use crate::uplink::{self, Next};
 use crate::walk::{self, Scratch};
 use reeve_abi::address::{
     Address, AddressValue, NetworkKey, NetworkValue, OWNER_HOST, OWNER_LOCAL_POD, OWNER_REMOTE_POD,
@@ -222,7 +222,13 @@ impl World {
     /// What leaves the node, with the mark that it has.
     pub(crate) fn leaves(&mut self, frame: &[u8], by: u32) -> Action {
         self.at(frame, UPLINK, by);
-        uplink::leaving(&self.host, &mut self.scratch)
+        uplink::leaving(&self.host, &mut self.scratch, Next::Others)
+    }
+
+    /// The same, where this very program may stand behind itself.
+    pub(crate) fn leaves_first(&mut self, frame: &[u8], by: u32) -> Action {
+        self.at(frame, UPLINK, by);
+        uplink::leaving(&self.host, &mut self.scratch, Next::Ourselves)
     }
 
     /// What enters the node, with the mark that it has.
@@ -238,6 +244,7 @@ impl World {
     }
 
     fn at(&mut self, frame: &[u8], ifindex: u32, by: u32) {
+        self.host.generation += 1; // as the agent would, had a test just written an endpoint
         self.host.frame = frame.to_vec();
         self.host.ifindex = ifindex;
         self.host.ingress_ifindex = by;

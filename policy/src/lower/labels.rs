@@ -1,8 +1,17 @@
 //! Labels and `LabelSelector`s, shared by the Kubernetes kinds.
 
 use super::reader::{Field, Unreadable};
+use crate::identity;
 use crate::model::{Labels, Selector};
 use std::collections::BTreeSet;
+
+/// Labels that every pod and namespace has for Calico's selectors, see `Workload::selector_labels`.
+const OF_CALICO: [&str; 4] = [
+    "projectcalico.org/name",
+    "projectcalico.org/namespace",
+    "projectcalico.org/orchestrator",
+    "projectcalico.org/serviceaccount",
+];
 
 /// `metadata.labels`; absent means none.
 pub(super) fn of(root: &Field<'_>) -> Result<Labels, Unreadable> {
@@ -26,11 +35,18 @@ pub(super) fn selector(field: &Field<'_>) -> Result<Selector, Unreadable> {
         all.push(expression?);
     }
     known?;
-    Ok(match all.len() {
+    let selector = match all.len() {
         0 => Selector::Everything,
         1 => all.remove(0),
         _ => Selector::And(all),
-    })
+    };
+    let mut read = BTreeSet::new();
+    identity::keys(&selector, &mut read);
+    // The Kubernetes APIs know of no such labels, and whoever carries one of that name shows Calico's in its place.
+    match read.iter().find(|key| OF_CALICO.contains(&key.as_str())) {
+        Some(key) => Err(field.bad(format!("{key} is a label that only Calico's selectors see"))),
+        None => Ok(selector),
+    }
 }
 
 fn expression(field: &Field<'_>) -> Result<Selector, Unreadable> {

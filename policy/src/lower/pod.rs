@@ -1,17 +1,19 @@
-//! `v1` Pod: labels, service account, node, addresses, phase and named ports.
+//! `v1` Pod: labels, service account, node, addresses, phase, named ports and ports of its node.
 //!
 //! A pod whose labels, addresses or namespace use cannot be read keeps what was known of it. Without anything known it
 //! is no workload: giving it no labels, or some, would make it escape the policies that select it by the others.
 
 use super::reader::{Field, Unreadable};
 use super::{Lowered, labels, uid};
-use crate::model::{Labels, Level, NamedPort, Workload};
+use crate::model::{HostPort, Labels, Level, NamedPort, NodeAddress, Workload};
 use crate::store::ObjectKey;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 const KEPT: &str = "what was known of the pod goes on to hold; without anything known it has no endpoint and no rule finds it by label";
 const NO_ENDPOINT: &str = "the pod has no endpoint";
+const NO_HOST_PORT: &str =
+    "clients of this port whom the node's address stands for are not known: they are judged as masqueraded";
 
 pub(super) fn lower(key: &ObjectKey, root: &Field<'_>) -> Lowered {
     workload(key, &root.with(KEPT)).map_or(Lowered::Unreadable, Lowered::Workload)
@@ -44,6 +46,7 @@ fn workload(key: &ObjectKey, root: &Field<'_>) -> Result<Workload, Unreadable> {
         node,
         addresses,
         named_ports: named_ports(&spec)?,
+        host_ports: if host_network || ended { BTreeSet::new() } else { host_ports(&spec)? },
         host_network,
         terminating: root.find("metadata").is_some_and(|metadata| metadata.find("deletionTimestamp").is_some()),
         ended,
@@ -71,31 +74,73 @@ fn addresses(status: &Field<'_>) -> Result<Vec<IpAddr>, Unreadable> {
     Ok(addresses)
 }
 
-/// Ports with names of the containers, and of init containers that keep running (`restartPolicy: Always`).
-fn named_ports(spec: &Field<'_>) -> Result<BTreeSet<NamedPort>, Unreadable> {
-    let mut ports = BTreeSet::new();
+/// The containers, and the init containers that keep running (`restartPolicy: Always`).
+fn containers<'a>(spec: &Field<'a>) -> Result<Vec<Field<'a>>, Unreadable> {
+    let mut running = Vec::new();
     for (name, sidecars_only) in [("containers", false), ("initContainers", true)] {
         let Some(list) = spec.find(name) else { continue };
         for container in list.list()? {
             let restart = container.find("restartPolicy").map(|field| field.text()).transpose()?;
-            if sidecars_only && restart != Some("Always") {
-                continue;
-            }
-            let Some(list) = container.find("ports") else { continue };
-            for port in list.list()? {
-                let Some(name) = port.find("name") else { continue };
-                let protocol = match port.find("protocol").map(|field| field.text()).transpose()?.unwrap_or("TCP") {
-                    "TCP" => 6,
-                    "UDP" => 17,
-                    "SCTP" => 132,
-                    _ => return Err(port.at("protocol").bad("must be TCP, UDP or SCTP")),
-                };
-                let number = port.at("containerPort").number(65_535)?;
-                ports.insert(NamedPort { name: name.text()?.to_owned(), protocol, port: number });
+            if !sidecars_only || restart == Some("Always") {
+                running.push(container);
             }
         }
     }
+    Ok(running)
+}
+
+/// All ports of the containers that keep running.
+fn container_ports<'a>(spec: &Field<'a>) -> Result<Vec<Field<'a>>, Unreadable> {
+    let mut ports = Vec::new();
+    for container in containers(spec)? {
+        if let Some(list) = container.find("ports") {
+            ports.extend(list.list()?);
+        }
+    }
     Ok(ports)
+}
+
+/// Those with names.
+fn named_ports(spec: &Field<'_>) -> Result<BTreeSet<NamedPort>, Unreadable> {
+    let mut ports = BTreeSet::new();
+    for port in container_ports(spec)? {
+        let Some(name) = port.find("name") else { continue };
+        let number = port.at("containerPort").number(65_535)?;
+        ports.insert(NamedPort { name: name.text()?.to_owned(), protocol: protocol(&port)?, port: number });
+    }
+    Ok(ports)
+}
+
+/// Those that the node has too. One that cannot be read makes no difference to the others, nor to the pod.
+fn host_ports(spec: &Field<'_>) -> Result<BTreeSet<HostPort>, Unreadable> {
+    let ports = container_ports(&spec.with(NO_HOST_PORT))?;
+    Ok(ports.iter().filter_map(|port| host_port(port).unwrap_or_default()).collect())
+}
+
+/// The port of the node; none if there is none. Without an address, or with that of no host, it is at every one.
+fn host_port(port: &Field<'_>) -> Result<Option<HostPort>, Unreadable> {
+    let Some(number) = port.find("hostPort") else { return Ok(None) };
+    let number = number.number(65_535)?;
+    if number == 0 {
+        return Ok(None);
+    }
+    let at = match port.find("hostIP").filter(|address| !address.is_empty()) {
+        None => NodeAddress::Every,
+        Some(field) => {
+            let address = field.text()?.parse::<IpAddr>().map_err(|_| field.bad("must be an IP address"))?;
+            if address.is_unspecified() { NodeAddress::Every } else { NodeAddress::One(address.to_canonical()) }
+        }
+    };
+    Ok(Some(HostPort { at, protocol: protocol(port)?, port: number }))
+}
+
+fn protocol(port: &Field<'_>) -> Result<u8, Unreadable> {
+    match port.find("protocol").map(|field| field.text()).transpose()?.unwrap_or("TCP") {
+        "TCP" => Ok(6),
+        "UDP" => Ok(17),
+        "SCTP" => Ok(132),
+        _ => Err(port.at("protocol").bad("must be TCP, UDP or SCTP")),
+    }
 }
 
 impl Workload {

@@ -19,6 +19,9 @@ use super::{Node, metrics, wait};
 /// Longest time for anything the agent answers.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Longest time until it is ready: the verifier reads its programs first, which takes long on a busy machine.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
 /// How to start an agent.
@@ -30,6 +33,8 @@ pub struct AgentOptions {
     pub environment: Vec<(String, String)>,
     /// A program with its arguments that starts the agent's, which comes last; empty: it is started as it is.
     pub through: Vec<String>,
+    /// Another build of the program than the one at hand.
+    pub program: Option<PathBuf>,
 }
 
 /// A running agent; killed when dropped, what it pinned stays until the lab goes.
@@ -66,7 +71,7 @@ impl Agent {
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
         let mut last = String::from("its socket is not there");
         let node = self.node.clone();
-        let ready = wait::until("the agent to be ready", PATIENCE, || {
+        let ready = wait::until("the agent to be ready", START_PATIENCE, || {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the agent ended before it was ready ({status})");
             }
@@ -179,7 +184,7 @@ fn spawn(node: &Node, options: &AgentOptions) -> anyhow::Result<Child> {
     // A socket of the agent before would answer nothing; without the file, "not there yet" is what is seen.
     let _ = fs::remove_file(node.run_directory().join("agent.sock"));
     let log = File::options().create(true).append(true).open(log_file(node)).context("cannot open the agent's log")?;
-    let program = agent_program()?;
+    let program = options.program.clone().map_or_else(agent_program, Ok)?;
     let mut command = match options.through.split_first() {
         None => Command::new(program),
         Some((first, rest)) => {

@@ -86,6 +86,8 @@ pub struct Pod {
 struct Inner {
     spec: PodSpec,
     labels: Mutex<Labels>,
+    /// As in its manifest: ports of the container that its node has too.
+    host_ports: Mutex<Vec<Value>>,
     uid: String,
     addresses: Vec<IpAddr>,
     host_side: String,
@@ -105,8 +107,9 @@ impl Pod {
         wire(node, &netns, &host_side, &addresses)?;
         let uid = format!("00000000-0000-4000-8000-{:012x}", PODS.fetch_add(1, Ordering::Relaxed));
         let labels = Mutex::new(spec.labels.clone());
-        let pod =
-            Self { inner: Arc::new(Inner { spec, labels, uid, addresses, host_side, netns, node: node.clone() }) };
+        let (host_ports, node) = (Mutex::default(), node.clone());
+        let inner = Inner { spec, labels, host_ports, uid, addresses, host_side, netns, node };
+        let pod = Self { inner: Arc::new(inner) };
         pod.write_manifest()?;
         Ok(pod)
     }
@@ -180,6 +183,19 @@ impl Pod {
         self.write_manifest()
     }
 
+    /// Says in the manifest that a port of its node leads to one of it; the rules for that are `Services`'.
+    pub(super) fn publish(&self, protocol: &str, host_port: u16, target: u16) -> anyhow::Result<()> {
+        let port = json!({ "containerPort": target, "hostPort": host_port, "protocol": protocol });
+        self.inner.host_ports.lock().expect("no thread panics while it holds the ports").push(port);
+        self.write_manifest()
+    }
+
+    /// Leaves ports of its node out of the manifest; the rules for them stay.
+    pub fn remove_host_ports(&self) -> anyhow::Result<()> {
+        self.inner.host_ports.lock().expect("no thread panics while it holds the ports").clear();
+        self.write_manifest()
+    }
+
     /// Takes the manifest away and leaves the wire: what an agent sees before the runtime has cleaned up.
     pub fn remove_manifest(&self) -> anyhow::Result<()> {
         self.inner.node.lab().manifests().remove(&self.manifest_name())
@@ -213,10 +229,12 @@ impl Pod {
     /// The manifest as it would be written now.
     pub fn manifest(&self) -> Value {
         let spec = &self.inner.spec;
+        let host_ports = self.inner.host_ports.lock().expect("no thread panics while it holds the ports").clone();
         let ports: Vec<Value> = spec
             .ports
             .iter()
             .map(|(name, number, protocol)| json!({ "name": name, "containerPort": number, "protocol": protocol }))
+            .chain(host_ports)
             .collect();
         let ips: Vec<Value> = self.inner.addresses.iter().map(|address| json!({ "ip": address })).collect();
         json!({

@@ -57,10 +57,11 @@ impl Records {
         file.seek(SeekFrom::Start(self.offset_bytes))?;
         let read = file.read_to_end(&mut self.partial)?;
         self.offset_bytes += u64::try_from(read)?;
-        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.partial.drain(..=end).collect();
-            let record = serde_json::from_slice(&line)
-                .with_context(|| format!("no record: {}", String::from_utf8_lossy(&line).trim()))?;
+        let whole = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines: Vec<u8> = self.partial.drain(..whole).collect();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let record = serde_json::from_slice(line)
+                .with_context(|| format!("no record: {}", String::from_utf8_lossy(line).trim()))?;
             self.seen.push(record);
         }
         Ok(())

@@ -19,7 +19,7 @@ use anyhow::{Context, bail};
 use super::addressing::POD_NETWORKS;
 use super::{Lab, Mode, Network, Node, Pod};
 
-pub use spec::{Affinity, Backend, ExternalPolicy, ServicePort, ServiceSpec, Transport};
+pub use spec::{Affinity, Backend, ExternalPolicy, Masquerade, ServicePort, ServiceSpec, Transport};
 
 /// All Services, for each family.
 const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
@@ -75,8 +75,9 @@ struct HostPort {
     number: u16,
     target: u16,
     addresses: Vec<IpAddr>,
-    /// Whom the older rules masquerade on their way there: the network of the pod's interface.
+    /// The network of the pod's interface.
     neighbours: Vec<String>,
+    masquerade: Masquerade,
 }
 
 /// What the rules of one node in one family are made of.
@@ -142,8 +143,16 @@ impl Services {
         Ok(Service { services: self.clone(), key, addresses })
     }
 
-    /// A pod's `hostPort`: this port of its node leads to it.
-    pub fn host_port(&self, pod: &Pod, transport: Transport, host_port: u16, target: u16) -> anyhow::Result<()> {
+    /// A pod's `hostPort`: its manifest says so, and this port of its node leads to it.
+    pub fn host_port(
+        &self,
+        pod: &Pod,
+        transport: Transport,
+        host_port: u16,
+        target: u16,
+        masquerade: Masquerade,
+    ) -> anyhow::Result<()> {
+        pod.publish(transport.name(), host_port, target)?;
         let neighbours = pod.addresses().iter().map(|address| match (pod.node().mode(), address.is_ipv6()) {
             (Mode::Routed, _) => address.to_string(),
             (Mode::Bridged, false) => format!("{address}/24"),
@@ -157,6 +166,7 @@ impl Services {
             target,
             addresses: pod.addresses().to_vec(),
             neighbours: neighbours.collect(),
+            masquerade,
         });
         self.apply(&mut state)
     }

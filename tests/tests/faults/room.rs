@@ -1,7 +1,6 @@
 //! Every map without room, one after the other: named, closed where it must be, and counted.
 
-use crate::{PATIENCE, check_unready, metric};
-use reeve_tests::lab::until;
+use crate::{PATIENCE, metric};
 use reeve_tests::stage::counts::{SINK, Sums, Traffic, counted, datagrams, received, sent};
 use reeve_tests::stage::{WEB, get};
 use reeve_tests::traffic::{NoAnswer, Server};
@@ -49,51 +48,6 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
     stage.settled();
     assert!(stage.problems("of map").is_empty());
     stage.allows(&client, &big, WEB, "noPolicySelects");
-}
-
-#[test]
-fn services_and_devices_without_room_are_named_and_open_nothing() {
-    if crate::skipped() {
-        return;
-    }
-    let (mut stage, web, client, guest) = counted("f-room", 600, "[map-entries]\nSERVICES = 1\nDEVICES = 1\n");
-    for nth in 1..=2 {
-        let service = json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": { "name": format!("s-{nth}"), "namespace": "shop" },
-            "spec": { "clusterIP": format!("10.96.0.{nth}"), "ports": [{ "port": 80 }] }
-        });
-        stage.lab.manifests().write(&format!("service-{nth}"), &service).expect("written");
-    }
-    check_unready(&mut stage, "SERVICES");
-    assert_eq!((get(&guest, &web), get(&client, &web)), (Err(NoAnswer::TimedOut), Ok(())));
-    stage.lab.manifests().remove("service-2").expect("removed");
-    stage.agent().wait_ready().expect("there is room");
-    stage.node.netns().ip(&["link add extra0 type veth peer name extra1".to_owned()]).expect("plugged in");
-    check_unready(&mut stage, "DEVICES");
-    assert_eq!((get(&guest, &web), get(&client, &web)), (Err(NoAnswer::TimedOut), Ok(())));
-    stage.node.netns().ip(&["link del extra0".to_owned()]).expect("unplugged");
-    stage.agent().wait_ready().expect("there is room");
-    stage.denies(&guest, &web, WEB, "web-clients");
-    stage.allows(&client, &web, WEB, "web-clients");
-}
-
-#[test]
-fn pod_without_a_share_of_the_flow_table_is_closed_until_it_has_one() {
-    if crate::skipped() {
-        return;
-    }
-    let (mut stage, web, client, guest) = counted("f-budgets", 600, "[map-entries]\nBUDGETS = 3\n");
-    let late = stage.pod("late", &[]);
-    check_unready(&mut stage, "BUDGETS");
-    assert_eq!(get(&late, &client), Err(NoAnswer::TimedOut), "it sends nothing");
-    assert_eq!(get(&client, &late), Err(NoAnswer::TimedOut), "and receives nothing");
-    assert_eq!((get(&guest, &web), get(&client, &web)), (Err(NoAnswer::TimedOut), Ok(())), "others are as they were");
-    guest.remove().expect("removed");
-    let found = until("late's share", PATIENCE, || Ok(get(&client, &late).ok()));
-    found.unwrap_or_else(|error| panic!("{error:#}\n{}", stage.agent().log()));
-    stage.agent().wait_ready().expect("there is room");
-    stage.allows(&late, &client, WEB, "noPolicySelects");
-    stage.denies(&late, &web, WEB, "web-clients");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use reeve_tests::lab::Transport::{Tcp, Udp};
 use reeve_tests::lab::{
-    Affinity, Backend, ExternalPolicy, Flavour, Lab, Mode, Netns, Network, Node, Pod, ServiceSpec, Services,
+    Affinity, Backend, ExternalPolicy, Flavour, Lab, Masquerade, Mode, Netns, Network, Node, Pod, ServiceSpec, Services,
 };
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::traffic::{Answer, NoAnswer, Server, UdpClient, connect};
@@ -134,7 +134,7 @@ fn check_from_outside(town: &Town) {
     town.services.add(spec("far", 30_080), &[remote]).unwrap();
     town.services.add(spec("near", 30_081), std::slice::from_ref(&local)).unwrap();
     town.services.add(spec("kept", 30_082).external_policy(ExternalPolicy::Local), &[local]).unwrap();
-    town.services.host_port(&town.pods[1], Tcp, 9090, WEB).unwrap();
+    town.services.host_port(&town.pods[1], Tcp, 9090, WEB, Masquerade::Neighbours).unwrap();
     let at = |node: &Served, port| SocketAddr::new(node.address, port);
     let seen_at = |server: &Served| server.tcp.clients().iter().map(SocketAddr::ip).collect::<Vec<_>>();
 

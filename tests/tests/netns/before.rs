@@ -90,6 +90,33 @@ fn answer_to_a_flow_from_before_passes_though_nobody_asks_again() {
 }
 
 #[test]
+fn flow_that_zones_tell_as_begun_by_both_ends_is_believed_of_neither() {
+    if skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = closed_shop("b-zones");
+    // What each pod sends is tracked by itself: the answer is a connection of its own.
+    let zone = |pod: &Pod, number: u8| format!("iifname \"{}\" ct zone set {number};", pod.host_side());
+    let zones = format!(
+        "}}\n chain zones {{ type filter hook prerouting priority raw; {} {} }}\n chain rest {{ ",
+        zone(&client, 1),
+        zone(&web, 2)
+    );
+    rules(&stage, &zones);
+    let (asks, answers) = (bind(&client, 5_000), bind(&web, 9_000));
+    let (client_at, web_at) = (asks.local_addr().expect("bound"), answers.local_addr().expect("bound"));
+    assert!(passes(&asks, &answers, web_at) && passes(&answers, &asks, client_at), "nobody enforces anything yet");
+    stage.start();
+    let contradictory =
+        stage.agent().metric("reeve_seeded_flows_total", &[("state", "contradictory")]).expect("a metric");
+    assert!((contradictory - 2.0).abs() < 0.5, "one at each end: {contradictory}");
+    assert!(!passes(&answers, &asks, client_at), "web may begin nothing, and nothing proves that it answers");
+    assert!(passes(&asks, &answers, web_at), "control: client may begin it");
+    assert!(passes(&answers, &asks, client_at), "and now it is known who did");
+    stage.denies(&guest, &web, WEB, "web-clients");
+}
+
+#[test]
 fn answer_through_a_service_from_before_passes_at_both_ends() {
     if skipped() {
         return;

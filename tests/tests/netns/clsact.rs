@@ -1,6 +1,6 @@
 //! Enforcement by clsact filters, as on kernels without TCX.
 
-use crate::life::{Flow, run, shop_with};
+use crate::life::{Flow, run, shop_with, standing};
 use reeve_policy::model::Verdict;
 use reeve_tests::lab::{Pod, until};
 use reeve_tests::stage::counts::{SINK, Stream, datagrams};
@@ -86,7 +86,9 @@ fn uninstall_removes_clsact_filters() {
     assert_eq!(filters(&stage, &web, "egress"), 1);
     stage.agent().terminate().expect("ended");
     assert_eq!(get(&guest, &web), Err(NoAnswer::TimedOut), "an agent that ends frees nothing");
+    assert_eq!(standing(&stage, &[]), ["reeve_host_in".to_owned()].into());
     let done = run(&stage, &["uninstall"]);
+    assert_eq!(standing(&stage, &[]), [].into(), "nothing stands at the cgroup any more, at once");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!((get(&guest, &web), get(&client, &web)), (Ok(()), Ok(())));
     for side in ["ingress", "egress"] {

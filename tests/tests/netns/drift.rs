@@ -20,9 +20,9 @@ use std::time::Duration;
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 const ATTEST: [&str; 2] = ["--attest-interval", "1"];
 /// So rarely that only the ordinary looks can find anything.
-const RARELY: [&str; 2] = ["--attest-interval", "3600"];
+pub(crate) const RARELY: [&str; 2] = ["--attest-interval", "3600"];
 
-fn pins(stage: &Stage) -> PathBuf {
+pub(crate) fn pins(stage: &Stage) -> PathBuf {
     stage.node.bpffs().join("reeve/v1")
 }
 
@@ -47,7 +47,7 @@ fn drifted(stage: &mut Stage, what: &str) -> f64 {
 }
 
 #[track_caller]
-fn check_noticed(stage: &mut Stage, what: &str, named: &str) {
+pub(crate) fn check_noticed(stage: &mut Stage, what: &str, named: &str) {
     let noticed = until("the drift", LOOK_PATIENCE, || {
         Ok((drifted(stage, what) > 0.0 && !stage.problems(named).is_empty()).then_some(()))
     });
@@ -199,24 +199,29 @@ fn pin_that_was_removed_is_made_again_before_it_is_needed() {
     assert_eq!((get(&guest, &web), get(&client, &web)), (Err(NoAnswer::TimedOut), Ok(())), "the link outlives it");
 }
 
+/// Puts a program before all others at a device of the node, and returns it with its number. It lets everything go on,
+/// as it has no endpoints of its own, and is there until it is dropped.
+pub(crate) fn put_first(stage: &Stage, device: &str, at: TcAttachType) -> (aya::Ebpf, u32) {
+    let object = std::fs::read(std::env::var_os("REEVE_BPF_OBJECT").expect("set")).expect("read");
+    let attach = || -> anyhow::Result<(aya::Ebpf, u32)> {
+        let mut foreign = aya::EbpfLoader::new().map_max_entries("FLOWS", 64).load(&object)?;
+        let program: &mut SchedClassifier = foreign.program_mut("reeve_to_pod").expect("there").try_into()?;
+        program.load()?;
+        program.attach_with_options(device, at, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+        let id = program.info()?.id();
+        Ok((foreign, id))
+    };
+    stage.node.netns().run(attach).expect("entered").expect("attached")
+}
+
 #[test]
 fn program_that_puts_itself_first_is_second_again() {
     if crate::skipped() {
         return;
     }
     let (mut stage, web, client, guest) = shop_with("d-order", &RARELY);
-    let object = std::fs::read(std::env::var_os("REEVE_BPF_OBJECT").expect("set")).expect("read");
     let device = web.host_side().to_owned();
-    // A program without endpoints of its own lets everything go on.
-    let attach = || -> anyhow::Result<(aya::Ebpf, u32)> {
-        let mut foreign = aya::EbpfLoader::new().map_max_entries("FLOWS", 64).load(&object)?;
-        let program: &mut SchedClassifier = foreign.program_mut("reeve_to_pod").expect("there").try_into()?;
-        program.load()?;
-        program.attach_with_options(&device, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
-        let id = program.info()?.id();
-        Ok((foreign, id))
-    };
-    let (_foreign, id) = stage.node.netns().run(attach).expect("entered").expect("attached");
+    let (_foreign, id) = put_first(&stage, &device, TcAttachType::Egress);
     check_noticed(&mut stage, "order", "had been put before ours");
     let chain = || SchedClassifier::query_tcx(&device, TcAttachType::Egress);
     let (_, chain) = stage.node.netns().run(chain).expect("entered").expect("asked");

@@ -1,12 +1,14 @@
 //! The agent's life: killed, stopped, started again, started twice, uninstalled.
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
 use reeve_tests::stage::{Stage, WEB, get, shop};
 use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Tcp};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,32 +34,65 @@ pub(crate) fn run(stage: &Stage, arguments: &[&str]) -> Output {
     node.netns().run(|| command.output()).expect("entered").expect("ran")
 }
 
+/// Names of the programs that stand at these devices of the node, by links, and at its cgroup.
+pub(crate) fn standing(stage: &Stage, devices: &[&str]) -> BTreeSet<String> {
+    let ask = || -> anyhow::Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for device in devices {
+            for at in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let (_, chain) = SchedClassifier::query_tcx(device, at)?;
+                names.extend(chain.iter().filter_map(|program| program.name_as_str().map(str::to_owned)));
+            }
+        }
+        Ok(names)
+    };
+    let mut names = stage.node.netns().run(ask).expect("entered").expect("asked");
+    let mut show = Command::new("bpftool");
+    show.args(["-j", "cgroup", "show"]).arg(stage.node.cgroup()).stdin(Stdio::null());
+    let shown = show.output().expect("bpftool runs").stdout;
+    // Where there is nothing it says nothing.
+    let shown: Vec<serde_json::Value> = match shown.trim_ascii() {
+        [] => Vec::new(),
+        text => serde_json::from_slice(text).expect("JSON"),
+    };
+    names.extend(shown.iter().map(|program| program["name"].as_str().expect("a name").to_owned()));
+    names
+}
+
 /// A connection that is used without a pause, until it is asked whether it ever broke.
 pub(crate) struct Flow {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64, NoAnswer>>,
+    exchanges: Arc<AtomicU64>,
+    thread: JoinHandle<Result<(), NoAnswer>>,
 }
+
+/// Exchanges that are traffic enough.
+const ENOUGH: u64 = 100;
 
 impl Flow {
     pub(crate) fn start(mut connection: Tcp) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
+        let (stop, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (seen, done) = (Arc::clone(&stop), Arc::clone(&exchanges));
         let thread = std::thread::spawn(move || {
-            let mut exchanges = 0;
             while !seen.load(Ordering::Relaxed) {
                 connection.exchange(PATIENCE)?;
-                exchanges += 1;
+                done.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(exchanges)
+            Ok(())
         });
-        Self { stop, thread }
+        Self { stop, exchanges, thread }
     }
 
     #[track_caller]
     pub(crate) fn check_unbroken(self) {
+        // What was done meanwhile may have taken a moment only: it goes on until it is traffic.
+        let enough = until("traffic", Duration::from_secs(20), || {
+            let enough = self.exchanges.load(Ordering::Relaxed) > ENOUGH || self.thread.is_finished();
+            Ok(enough.then_some(()))
+        });
         self.stop.store(true, Ordering::Relaxed);
-        let exchanges = self.thread.join().expect("no panic").expect("no exchange went wrong");
-        assert!(exchanges > 100, "{exchanges} exchanges are hardly traffic");
+        self.thread.join().expect("no panic").expect("no exchange went wrong");
+        enough.expect("more than a few exchanges");
     }
 }
 
@@ -196,13 +231,14 @@ fn uninstall_frees_traffic_and_removes_every_pin() {
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.agent().terminate().expect("ended");
     assert_eq!(get(&guest, &web), Err(NoAnswer::TimedOut), "an agent that ends frees nothing");
+    let devices = [web.host_side(), guest.host_side(), "eth0"];
+    let all = ["reeve_from_pod", "reeve_host_in", "reeve_to_pod", "reeve_uplink", "reeve_uplink_in"];
+    assert_eq!(standing(&stage, &devices), all.map(str::to_owned).into());
     let done = run(&stage, &["uninstall"]);
+    assert_eq!(standing(&stage, &devices), BTreeSet::new(), "nothing stands any more, at once");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert!(!stage.node.bpffs().join("reeve").exists(), "what a bpffs holds from the beginning stays, ours goes");
-    // The kernel lets go of a link some time after its last pin.
-    let freed = until("free traffic", Duration::from_secs(5), || Ok(get(&guest, &web).ok()));
-    freed.expect("nothing is enforced any more");
-    assert_eq!(get(&client, &web), Ok(()));
+    assert_eq!((get(&guest, &web), get(&client, &web)), (Ok(()), Ok(())), "nothing is enforced any more");
     stage.agent().start_again().expect("started again");
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.allows(&client, &web, WEB, "web-clients");

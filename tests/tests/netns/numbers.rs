@@ -3,6 +3,7 @@
 use reeve_tests::lab::{Mode, Pod, until};
 use reeve_tests::stage::{Stage, WEB, shop};
 use reeve_tests::traffic::PATIENCE;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 struct Shop {
@@ -172,7 +173,20 @@ fn agent_tells_what_addresses_are_seen_as_and_what_becomes_of_a_full_map() {
     let endpoints = ask("/endpoints");
     let endpoint = endpoints.as_array().expect("a list").iter().find(|row| row["uid"] == web.uid()).expect("web's");
     assert_eq!(endpoint["identity"], of_web["id"], "{endpoint}");
-    for map in ask("/maps").as_array().expect("a list") {
+    let maps = ask("/maps");
+    for map in maps.as_array().expect("a list") {
         assert!(map["whenFull"].is_string() && map["capacity"].as_u64() > Some(0), "{map}");
     }
+    let names = |told: &serde_json::Value| -> BTreeSet<String> {
+        told.as_array().expect("a list").iter().map(|map| map["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(names(&ask("/status")["maps"]), names(&maps));
+    let pinned = stage.node.bpffs().join("reeve/v1/maps").read_dir().expect("a directory");
+    let mut pinned: BTreeSet<String> =
+        pinned.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    // Where every row has its place from the beginning, nothing can be full.
+    for array in ["CONFIG", "SLOTS", "STATS"] {
+        assert!(pinned.remove(array), "{array} is pinned");
+    }
+    assert_eq!(names(&maps), pinned);
 }

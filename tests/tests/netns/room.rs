@@ -1,9 +1,10 @@
 //! Maps without room: what does not fit is closed and named, and nobody else pays for it.
 
-use reeve_tests::lab::until;
+use reeve_tests::lab::{Pod, until};
 use reeve_tests::stage::counts::{SINK, Sums, datagrams, received, windowed};
-use reeve_tests::stage::{RECORD_PATIENCE, WEB, get};
-use reeve_tests::traffic::{NoAnswer, PATIENCE};
+use reeve_tests::stage::{RECORD_PATIENCE, Stage, WEB, get};
+use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, connect};
+use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -110,15 +111,27 @@ fn address_without_room_is_nobody_for_selected_pods_and_is_named() {
 
 #[test]
 fn endpoint_without_room_is_closed_whole_and_named_until_there_is_room() {
-    if crate::skipped() {
-        return;
+    if !crate::skipped() {
+        check_closed("r-endpoints", "ENDPOINTS");
     }
-    let (mut stage, web, client, guest, _sink) = windowed("r-endpoints", 600, "[map-entries]\nENDPOINTS = 3\n");
+}
+
+#[test]
+fn endpoint_without_room_for_its_share_is_closed_whole_and_named_until_there_is_room() {
+    if !crate::skipped() {
+        check_closed("r-budgets", "BUDGETS");
+    }
+}
+
+/// Three pods have room in the map, the fourth has none until one goes.
+#[track_caller]
+fn check_closed(name: &str, map: &str) {
+    let (mut stage, web, client, guest, _sink) = windowed(name, 600, &format!("[map-entries]\n{map} = 3\n"));
     let late = stage.pod("late", &[]);
     let refused = stage.agent().request("POST", "/sync").expect("an answer");
     assert_eq!(refused.status, 504, "{}", refused.body);
-    assert!(refused.body.contains("ENDPOINTS"), "{}", refused.body);
-    assert_eq!(stage.problems("map ENDPOINTS").len(), 1);
+    assert!(refused.body.contains(map), "{}", refused.body);
+    assert_eq!(stage.problems(&format!("map {map}")).len(), 1);
     assert_eq!(get(&late, &client), Err(NoAnswer::TimedOut), "it sends nothing");
     assert_eq!(get(&client, &late), Err(NoAnswer::TimedOut), "and receives nothing");
     assert_eq!((get(&client, &web), get(&guest, &web)), (Ok(()), Err(NoAnswer::TimedOut)), "others are as they were");
@@ -131,8 +144,81 @@ fn endpoint_without_room_is_closed_whole_and_named_until_there_is_room() {
     found.expect("there is room");
     stage.allows(&client, &late, WEB, "noPolicySelects");
     stage.allows(&late, &client, WEB, "noPolicySelects");
-    assert!(stage.problems("map ENDPOINTS").is_empty());
+    assert!(stage.problems(&format!("map {map}")).is_empty());
     stage.denies(&late, &web, WEB, "web-clients");
+}
+
+/// A Service of `shop` with these ports.
+fn write_service(stage: &Stage, name: &str, address: &str, ports: &[u16]) {
+    let ports: Vec<Value> =
+        ports.iter().map(|port| json!({ "name": format!("p{port}"), "port": port, "protocol": "TCP" })).collect();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": "shop", "name": name },
+        "spec": { "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports },
+    });
+    stage.lab.manifests().write(&format!("service-{name}"), &service).expect("written");
+}
+
+/// Rows and capacity of a map, as the agent tells them.
+fn rows(stage: &mut Stage, map: &str) -> (Value, Value) {
+    let all = stage.agent().request("GET", "/maps").and_then(|answer| answer.json()).expect("the maps");
+    let found = all.as_array().expect("a list").iter().find(|one| one["name"] == map).expect("it is told");
+    (found["entries"].clone(), found["capacity"].clone())
+}
+
+#[test]
+fn services_without_room_are_named_and_those_that_go_make_room_for_others() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest, _sink) = windowed("r-services", 600, "[map-entries]\nSERVICES = 2\n");
+    write_service(&stage, "first", "10.96.0.10", &[80, 81]);
+    stage.settled();
+    assert_eq!(rows(&mut stage, "SERVICES"), (json!(2), json!(2)));
+    assert!(stage.problems("map SERVICES").is_empty(), "they have room");
+    write_service(&stage, "second", "10.96.0.11", &[80]);
+    let refused = stage.agent().request("POST", "/sync").expect("an answer");
+    assert!(refused.status == 504 && refused.body.contains("SERVICES"), "{} {}", refused.status, refused.body);
+    let problems = stage.problems("map SERVICES");
+    assert_eq!((problems.len(), &problems[0]["what"]), (1, &json!("1 ports of Services have no room")));
+    stage.allows(&client, &web, WEB, "web-clients");
+    stage.denies(&guest, &web, WEB, "web-clients");
+    // Both go and two others come, at once: only those that go make room.
+    stage.lab.manifests().remove("service-second").expect("removed");
+    write_service(&stage, "first", "10.96.0.12", &[90, 91]);
+    stage.settled();
+    assert_eq!(rows(&mut stage, "SERVICES"), (json!(2), json!(2)));
+    assert!(stage.problems("map SERVICES").is_empty());
+}
+
+#[test]
+fn device_without_room_makes_pods_stricter_and_is_named_until_it_goes() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, _, _sink) = windowed("r-devices", 600, "[map-entries]\nDEVICES = 1\n");
+    let outside = stage.lab.outside("world").expect("a machine outside");
+    let world: IpAddr = "172.18.0.2".parse().expect("an address");
+    let _server = Server::tcp(&outside, world, 8080).expect("a server");
+    let silent = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Egress"] });
+    stage.policy("web-silent", &silent);
+    stage.settled();
+    let ask = |pod: &Pod| connect(pod.netns(), SocketAddr::new(world, 8080), PATIENCE).map(drop);
+    let guarded = |stage: &mut Stage| stage.agent().metric("reeve_hooks", &[("state", "guarded")]).expect("a metric");
+    assert!(guarded(&mut stage) > 0.5);
+    stage.node.netns().ip(&["link add late type bridge".to_owned()]).expect("a device");
+    let named = until("the device", LOOK_PATIENCE, || {
+        let answer = stage.agent().request("GET", "/readyz")?;
+        Ok(answer.body.contains("DEVICES").then_some(()))
+    });
+    named.expect("the agent says what has no room");
+    assert!(guarded(&mut stage) < 0.5, "what leaves is judged by what it shows as well");
+    assert_eq!((ask(&client), ask(&web)), (Ok(()), Err(NoAnswer::TimedOut)));
+    stage.allows(&client, &web, WEB, "web-clients");
+    stage.node.netns().ip(&["link del late".to_owned()]).expect("it goes");
+    stage.settled();
+    assert!(guarded(&mut stage) > 0.5);
+    assert_eq!((ask(&client), ask(&web)), (Ok(()), Err(NoAnswer::TimedOut)));
 }
 
 /// In a packet's place: more fragments follow.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use reeve_policy::model::Verdict;
 use reeve_tests::lab::Transport::Tcp;
-use reeve_tests::lab::{Affinity, Backend, Pod, ServiceSpec};
+use reeve_tests::lab::{Affinity, Backend, Masquerade, Pod, ServiceSpec};
 use reeve_tests::stage::{Probe, WEB};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, UdpClient};
 use serde_json::{Value, json};
@@ -65,8 +65,8 @@ fn rule_for_a_services_own_address_or_port_opens_nothing() {
 fn host_port_is_judged_by_the_pod_that_it_leads_to() {
     everywhere("host-port", |town| {
         let (web, near) = (town.web.clone(), town.near.clone());
-        town.services.host_port(&web, Tcp, 9090, 8080).expect("a hostPort");
-        town.services.host_port(&near, Tcp, 9091, 8080).expect("a hostPort");
+        town.services.host_port(&web, Tcp, 9090, 8080, Masquerade::Neighbours).expect("a hostPort");
+        town.services.host_port(&near, Tcp, 9091, 8080, Masquerade::Neighbours).expect("a hostPort");
         town.let_out(&[pods("app", "web")]);
         let node = town.node(0);
         town.reaches(SocketAddr::new(node, 9090), &web, WEB, Verdict::Allow);

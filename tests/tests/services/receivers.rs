@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use reeve_tests::lab::Transport::Tcp;
-use reeve_tests::lab::{Backend, ExternalPolicy};
+use reeve_tests::lab::{Backend, ExternalPolicy, Masquerade};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, UdpClient, connect};
 
 use super::town::{Town, ask, ask_udp, everywhere, pods};
@@ -40,7 +40,7 @@ fn client_outside_that_keeps_its_address_is_judged_as_itself() {
     everywhere("outside-kept", |town| {
         let web = town.web.clone();
         town.at_nodes("kept", 30_080, ExternalPolicy::Local, &web);
-        town.services.host_port(&web, Tcp, 9090, 8080).expect("a hostPort");
+        town.services.host_port(&web, Tcp, 9090, 8080, Masquerade::Neighbours).expect("a hostPort");
         let (outside, to, node) = (town.outside_address(), town.of(&web), town.node(0));
         let machine = town.outside.clone();
         for (peer, answer, verdict) in

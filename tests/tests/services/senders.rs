@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use reeve_policy::model::Verdict;
 use reeve_tests::demo::attempt::Probe;
-use reeve_tests::lab::{Backend, ExternalPolicy, Netns, Pod};
+use reeve_tests::lab::Transport::Tcp;
+use reeve_tests::lab::{Backend, ExternalPolicy, Masquerade, Netns, Pod};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, connect};
 use serde_json::{Value, json};
 
@@ -135,5 +136,31 @@ fn client_outside_behind_the_nodes_address_is_judged_and_recorded_as_itself() {
             let line = town.told_at_receiver(0, outside, to, verdict, "into-web");
             assert_eq!(line["service"], json!({ "address": node, "port": 30_081 }), "{line}");
         }
+    });
+}
+
+#[test]
+fn client_outside_of_a_pods_port_of_the_node_is_judged_and_recorded_as_itself_behind_the_nodes_address() {
+    everywhere("port-hidden", |town| {
+        let (web, near) = (town.web.clone(), town.near.clone());
+        town.services.host_port(&web, Tcp, 9090, 8080, Masquerade::All).expect("a hostPort");
+        let (outside, to, node) = (town.outside_address(), town.of(&web), town.node(0));
+        let machine: Netns = town.outside.clone();
+        for (peer, answer, verdict) in [(outside, Ok(()), "allow"), (node, Err(NoAnswer::TimedOut), "deny")] {
+            town.let_in("web", &[Town::block(peer)]);
+            town.cluster.skip_records();
+            assert_eq!(ask(&machine, SocketAddr::new(node, 9090)), answer, "{peer} is let in");
+            let line = town.told_at_receiver(0, outside, to, verdict, "into-web");
+            assert_eq!(line["service"], json!({ "address": node, "port": 9090 }), "{line}");
+        }
+        // A pod that says nothing of it has the same rules: nobody is noted, and the node's address is what is shown.
+        town.services.host_port(&near, Tcp, 9091, 8080, Masquerade::All).expect("a hostPort");
+        near.remove_host_ports().expect("written");
+        town.let_in("near", &[Town::block(node)]);
+        town.cluster.skip_records();
+        assert_eq!(ask(&machine, SocketAddr::new(node, 9091)), Ok(()), "what is shown is let in");
+        let (near, shown) = (town.of(&near), node);
+        let line = town.told_at_receiver(0, shown, near, "allow", "into-near");
+        assert_eq!(line["source"]["owner"], "masqueraded", "{line}");
     });
 }

@@ -50,11 +50,48 @@ fn first(
 ) -> Result<FdLink, AttachError> {
     let failed = attach_error(interface, ifindex, hook);
     let classifier = loaded.classifier(program)?;
-    let id = classifier
-        .attach_with_options(interface, hook.at, TcAttachOptions::TcxOrder(LinkOrder::first()))
-        .map_err(&failed)?;
-    let link = classifier.take_link(id).map_err(&failed)?;
+    let link = stand(classifier, hook, interface, LinkOrder::first()).map_err(failed)?;
     link.try_into().map_err(|source| AttachError::Link { path: interface.into(), source: Box::new(source) })
+}
+
+/// A link at this place of the chain.
+fn stand(
+    classifier: &mut SchedClassifier,
+    hook: Hook,
+    interface: &str,
+    order: LinkOrder,
+) -> Result<SchedClassifierLink, ProgramError> {
+    let id = classifier.attach_with_options(interface, hook.at, TcAttachOptions::TcxOrder(order))?;
+    classifier.take_link(id)
+}
+
+/// Makes our link anew, first in the chain, as the kernel has no way to move one. A spare program stands before it
+/// meanwhile, which does the same and knows that ours may come behind it: nothing passes unjudged, nothing is dropped.
+pub(in crate::datapath) fn to_front(
+    loaded: &mut Loaded,
+    hook: Hook,
+    spare: &'static str,
+    interface: &str,
+    ifindex: u32,
+    held: Option<FdLink>,
+    path: Option<&Path>,
+) -> Result<FdLink, AttachError> {
+    let failed = attach_error(interface, ifindex, hook);
+    let link_error = |source| AttachError::Link { path: interface.into(), source: Box::new(source) };
+    let before = stand(loaded.spare(spare)?, hook, interface, LinkOrder::first()).map_err(&failed)?;
+    path.map_or(Ok(()), remove)?;
+    drop(held);
+    wait_for_release(loaded, hook, interface, ifindex)?;
+    let behind = LinkOrder::after_link(&before).map_err(link_error)?;
+    let link = stand(loaded.classifier(hook.program)?, hook, interface, behind).map_err(&failed)?;
+    let link = FdLink::try_from(link).map_err(link_error)?;
+    let link = match path {
+        Some(path) => pin(link, path),
+        None => Ok(link),
+    };
+    drop(before);
+    wait_until_gone(spare, hook, interface, ifindex)?;
+    link
 }
 
 /// Drops everything at the hook until the link that is returned goes.
@@ -87,11 +124,15 @@ pub(in crate::datapath) fn wait_for_release(
 
 /// Waits until nobody's program drops everything at the hook.
 pub(in crate::datapath) fn wait_until_open(hook: Hook, interface: &str, ifindex: u32) -> Result<(), AttachError> {
+    wait_until_gone(HOLD, hook, interface, ifindex)
+}
+
+fn wait_until_gone(program: &str, hook: Hook, interface: &str, ifindex: u32) -> Result<(), AttachError> {
     let failed = attach_error(interface, ifindex, hook);
     let begun = Instant::now();
     loop {
         let (_, chain) = SchedClassifier::query_tcx(interface, hook.at).map_err(&failed)?;
-        if !chain.iter().any(|program| program.name_as_str() == Some(HOLD)) {
+        if !chain.iter().any(|found| found.name_as_str() == Some(program)) {
             return Ok(());
         }
         if begun.elapsed() > RELEASE {

@@ -132,6 +132,38 @@ fn a_mark_counts_only_where_its_packet_came_in() {
 }
 
 #[test]
+fn a_packet_that_two_of_us_see_where_it_leaves_is_judged_and_counted_once() {
+    for v6 in [false, true] {
+        let out = POD.to(WORLD, v6).udp(40_000, 53);
+        let mut world = open();
+        world.pod_emits(&out);
+        assert_eq!(world.leaves_first(&out, POD_DEVICE), Continue);
+        assert_eq!(world.event().decision, decided(true, 2));
+        assert_eq!(world.leaves(&out, POD_DEVICE), Continue, "vouched for by the first");
+        assert_eq!((world.events().len(), world.kind(), world.host.stat(stats::MARK_LOST)), (0, KIND_NONE, 0));
+        // One that needs no judging there, and one that nobody judges.
+        for kind in [KIND_POD, KIND_NONE] {
+            world.host.mark.set(mark::with(&Config::DEFAULT, FOREIGN, kind, 0));
+            let want = if kind == KIND_POD { Continue } else { Drop };
+            assert_eq!(world.leaves_first(&out, POD_DEVICE), want, "a pod's packet without mark stays");
+            if kind == KIND_POD {
+                assert_eq!(world.leaves(&out, POD_DEVICE), Continue);
+                assert_eq!(world.host.mark.get(), FOREIGN);
+            }
+        }
+        assert_eq!(world.host.stat(stats::MARK_LOST), 1);
+        let mut control = open();
+        control.row(2, ClassId(0), decided(false, 2));
+        control.pod_emits(&out);
+        assert_eq!(control.leaves_first(&out, POD_DEVICE), Drop, "control: denied");
+        assert_eq!(control.event().decision, decided(false, 2));
+        control.host.mark.set(mark::with(&Config::DEFAULT, FOREIGN, KIND_POD, 5));
+        assert_eq!(control.leaves_first(&HOST.to(WORLD, v6).udp(1, 2), 0), Continue);
+        assert_eq!(control.host.mark.get(), FOREIGN, "made here: a mark is a process's own");
+    }
+}
+
+#[test]
 fn a_process_that_sets_our_mark_is_the_own_node_still() {
     let mut world = open();
     world.row(1, ClassId(0), decided(false, 1));

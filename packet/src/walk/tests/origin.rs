@@ -6,7 +6,7 @@ use crate::host::{
 };
 use reeve_abi::address::{Address, OWNER_CONTESTED, OWNER_LOCAL_POD};
 use reeve_abi::decision;
-use reeve_abi::endpoint::{ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6};
+use reeve_abi::endpoint::{ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, ENDPOINT_READY, EndpointValue, NEAR_PLACES};
 use reeve_abi::event::EVENT_DENIED;
 use reeve_abi::ids::{ClassId, DecisionId};
 use reeve_abi::stats;
@@ -248,4 +248,28 @@ fn a_torn_endpoint_is_read_again_and_then_the_packet_is_dropped() {
         world.endpoint().tail_ifindex = index(tail);
         assert_eq!(world.pod_sends(&POD.to(REMOTE, false).udp(1, 2)), Drop);
     }
+}
+
+#[test]
+fn what_a_cpu_keeps_of_an_endpoint_counts_until_the_agent_says_that_it_has_written() {
+    let mut world = open();
+    let out = POD.to(REMOTE, false).udp(1, 2);
+    assert_eq!(world.pod_sends(&out), Continue);
+    world.endpoint().flags &= !ENDPOINT_READY;
+    world.endpoint().address_v4 = CLIENT.address(false);
+    world.host.generation -= 1; // nobody has said so yet
+    assert_eq!(world.pod_sends(&out), Continue);
+    assert_eq!(world.pod_sends(&out), Drop);
+    // Nor does one interface's place speak for another that shares it.
+    let other = POD_DEVICE + NEAR_PLACES;
+    let value = world.host.endpoints[&POD_DEVICE];
+    world.host.endpoints.insert(other, EndpointValue { head_ifindex: other, tail_ifindex: other, ..value });
+    world.endpoint().address_v4 = POD.address(false);
+    let inside = CLIENT.to(REMOTE, false).udp(3, 4);
+    world.events();
+    assert_eq!(world.emits(POD_DEVICE, &inside), Drop);
+    assert_eq!(world.event().decision, decision::SPOOFED_SOURCE);
+    world.host.generation -= 1;
+    world.emits(other, &inside);
+    assert_eq!(world.event().decision, decision::NOT_READY);
 }

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::process::Command;
 
-use super::spec::{Affinity, ExternalPolicy, ServicePort};
+use super::spec::{Affinity, ExternalPolicy, Masquerade, ServicePort};
 use super::{Entry, View};
 use crate::lab::Node;
 
@@ -126,7 +126,11 @@ impl Rules<'_> {
             for (address, neighbours) in addresses.filter(|(address, _)| address.is_ipv6() == view.v6) {
                 let word = port.transport.word();
                 let matched = format!("CNI-HOSTPORT-DNAT -p {word} --dport {}", port.number);
-                self.rule(&format!("{matched} -s {neighbours} -j MARK --or-mark 0x2000"));
+                let masqueraded = match port.masquerade {
+                    Masquerade::Neighbours => format!("{matched} -s {neighbours}"),
+                    Masquerade::All => matched.clone(),
+                };
+                self.rule(&format!("{masqueraded} -j MARK --or-mark 0x2000"));
                 self.rule(&format!("{matched} -j DNAT --to-destination {}", target(*address, port.target)));
             }
         }

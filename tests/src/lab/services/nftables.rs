@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::process::Command;
 
-use super::spec::{Affinity, ExternalPolicy, ServicePort};
+use super::spec::{Affinity, ExternalPolicy, Masquerade, ServicePort};
 use super::{Entry, View};
 use crate::lab::Node;
 
@@ -279,10 +279,11 @@ fn host_ports(view: &View<'_>, family: &str) -> String {
                 "add rule {family} {TABLE} hostports {word} dport {} dnat to {target}:{}",
                 port.number, port.target
             );
-            let _ = writeln!(
-                text,
-                "add rule {family} {TABLE} masquerading {family} saddr {address} {family} daddr {address} masquerade"
-            );
+            let masqueraded = match port.masquerade {
+                Masquerade::Neighbours => format!("{family} saddr {address} {family} daddr {address}"),
+                Masquerade::All => format!("ct status dnat {family} daddr {address} {word} dport {}", port.target),
+            };
+            let _ = writeln!(text, "add rule {family} {TABLE} masquerading {masqueraded} masquerade");
         }
     }
     text

@@ -33,6 +33,15 @@ impl Transport {
     }
 }
 
+/// Which packets to a pod's port of its node take the node's address on their way to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Those whose answers would not find back otherwise: the pod's own and, with the older rules, its neighbours'.
+    Neighbours,
+    /// All, as the plugin `portmap` does it with `masqAll`.
+    All,
+}
+
 /// Who answers what comes from outside: `externalTrafficPolicy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExternalPolicy {

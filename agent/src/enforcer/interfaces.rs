@@ -1,0 +1,139 @@
+//! Finds pods' devices and attaches to them.
+//!
+//! Invariant: an endpoint's row stands before its programs are attached; a device whose pod is gone stays closed until
+//! the device goes.
+
+use super::devices::POD_BRIDGE;
+use super::{Enforcer, closed, unmapped};
+use crate::datapath::attach::Look;
+use crate::datapath::discover::{self, Device, Links, Place};
+use crate::datapath::{MapError, reconcile};
+use crate::seed::TrackedTable;
+use crate::sweep::share;
+use anyhow::Context;
+use reeve_abi::conntrack::BudgetValue;
+use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
+use reeve_abi::ids::WorkloadId;
+use reeve_policy::image::EndpointImage;
+use std::time::{Duration, Instant};
+
+/// How long programs are taken to stand where they were seen, unless interfaces change.
+const STAND_FOR: Duration = Duration::from_secs(1);
+
+impl Enforcer {
+    /// Finds the devices of local endpoints, attaches to new ones and lets go of those that have vanished. What fails
+    /// for one endpoint is a reason not to be ready and keeps no other from being enforced.
+    pub(super) async fn find_interfaces(&mut self, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
+        for (ifindex, _) in self.loaded.maps.endpoints.read()? {
+            if !links.contains(ifindex) {
+                self.loaded.maps.endpoints.delete(&ifindex)?;
+                self.attachments.detach(ifindex)?;
+            }
+        }
+        self.interfaces.retain(|_, device| links.contains(device.ifindex));
+        let stood = self.stood_at.as_ref().is_some_and(|(at, then)| at.elapsed() < STAND_FOR && *then == links);
+        if !stood {
+            self.check_attached(&links, Look::Quick);
+            self.stood_at = Some((Instant::now(), links.clone()));
+        }
+        let endpoints: Vec<_> = self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
+        self.homeless.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
+        self.waiting.retain(|id| endpoints.iter().any(|(other, _)| other == id));
+        self.resolving.retain(|id, _| endpoints.iter().any(|(other, _)| other == id));
+        let mut tracked = TrackedTable::default();
+        for (workload, image) in endpoints {
+            if let Err(error) = self.find_interface(&links, workload, &image, &mut tracked).await {
+                reasons.push(format!("endpoint {workload}: {error:#}"));
+            }
+        }
+        self.close_contested(&links).await?;
+        self.hook_devices(&links, reasons)
+    }
+
+    async fn find_interface(
+        &mut self,
+        links: &Links,
+        workload: WorkloadId,
+        image: &EndpointImage,
+        tracked: &mut TrackedTable,
+    ) -> anyhow::Result<()> {
+        let mut place = Place::Nowhere;
+        for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
+            place = discover::find(&self.handle, links, unmapped(address.0)).await?;
+            if matches!(place, Place::Device(_)) {
+                break;
+            }
+        }
+        let Place::Device(device) = place else {
+            // One that was found before keeps its place: a route may be gone for a moment.
+            if !self.interfaces.contains_key(&workload) {
+                self.waiting.insert(workload);
+                if matches!(place, Place::Resolving { .. }) {
+                    *self.resolving.entry(workload).or_default() += 1;
+                }
+            }
+            return Ok(());
+        };
+        self.waiting.remove(&workload);
+        self.resolving.remove(&workload);
+        let known = self.interfaces.get(&workload);
+        if known == Some(&device) && self.attachments.is_attached(device.ifindex) {
+            return Ok(());
+        }
+        let moved = known.filter(|known| known.ifindex != device.ifindex).cloned();
+        // A device is one pod's: whose address is behind it now, not who was found there before.
+        self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
+        self.interfaces.insert(workload, device.clone());
+        for (address, value) in &self.engine.image().addresses {
+            if value.workload == workload && self.room.has(address) {
+                self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
+            }
+        }
+        let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);
+        if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
+            self.seed(workload, image, tracked)?;
+        }
+        let row = reconcile::endpoint_row(workload, image, &device, self.known());
+        if let Err(error) = self.put_rows(workload, &device, &row) {
+            if error.is_full() {
+                self.attachments.hold(&mut self.loaded, &device.name, device.ifindex)?;
+                self.interfaces.remove(&workload);
+                self.waiting.insert(workload);
+                self.homeless.insert(workload, self.homeless_problem(workload, &error));
+            }
+            return Err(error.into());
+        }
+        if device.bridge != 0 {
+            self.uplinks.release(device.bridge)?;
+        }
+        if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
+            self.metrics.adopted_links.inc();
+        }
+        self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
+        self.homeless.remove(&workload);
+        self.attachments.release(&device.name, device.ifindex)?;
+        tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
+        // The device that it left is closed, unless it is another pod's already.
+        if let Some(old) = moved
+            && !self.interfaces.values().any(|other| other.ifindex == old.ifindex)
+        {
+            self.loaded.maps.endpoints.put(&old.ifindex, &closed(workload, old.ifindex))?;
+        }
+        Ok(())
+    }
+
+    /// What an endpoint's programs look up, before they are attached.
+    fn put_rows(&self, workload: WorkloadId, device: &Device, row: &EndpointValue) -> Result<(), MapError> {
+        let maps = &self.loaded.maps;
+        if device.bridge != 0 {
+            // What passes over the bridge keeps its mark until it reaches a pod.
+            maps.devices.put(&device.bridge, &POD_BRIDGE)?;
+        }
+        let budget = BudgetValue { used: 0, limit: share(maps.flows.capacity()) };
+        maps.budgets.put_new(&workload.0, &budget)?;
+        // Without its programs nothing that it sends is marked.
+        let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..*row };
+        maps.endpoints.put(&device.ifindex, &unmarked)
+    }
+}

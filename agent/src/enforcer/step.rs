@@ -1,0 +1,191 @@
+//! One step: facts in, the kernel's maps and hooks out.
+//!
+//! Invariant: nothing in the kernel changes before every file has been read once; entries are on disk before any map
+//! refers to them.
+
+use super::{Enforcer, closed};
+use crate::continuity::Checkpoint;
+use crate::datapath::reconcile::{self, Known};
+use crate::datapath::room::AddressRoom;
+use crate::datapath::{MapError, adopt, discover};
+use anyhow::Context;
+use reeve_abi::ids::WorkloadId;
+use reeve_abi::stats;
+use reeve_policy::plan::Op;
+use reeve_policy::provenance::DictionaryEntry;
+use reeve_policy::store::Change;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Between two counts of the maps that traffic fills.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// How often a pod's port is looked for before the agent is ready without it.
+const LOOKS_BEFORE_GIVING_UP: u32 = 20;
+
+impl Enforcer {
+    /// Reads the facts and makes the kernel enforce them. What fails is a reason not to be ready and is tried again
+    /// with the next step.
+    pub async fn step(&mut self) {
+        let begun = Instant::now();
+        let mut reasons = Vec::new();
+        if let Err(error) = self.try_step(begun, &mut reasons).await {
+            reasons.push(format!("{error:#}"));
+            self.adopt_first = true;
+        }
+        if reasons != self.reasons {
+            tracing::warn!(reasons = reasons.join("; "), "readiness changed");
+            self.reasons = reasons;
+        }
+        self.count_traffic_rows();
+        if self.active > 0
+            && let Err(error) = self.checkpoint(self.telling)
+        {
+            tracing::error!(error = format!("{error:#}"), "the next agent will not be able to prove what it missed");
+        }
+        self.metrics.observe(self);
+    }
+
+    /// The kernel cannot say how full a map is: counting reads all of it, so this is done now and then.
+    fn count_traffic_rows(&mut self) {
+        if self.counted_at.is_some_and(|at| at.elapsed() < COUNT_EVERY) {
+            return;
+        }
+        match self.loaded.maps.traffic_occupancy() {
+            Ok(rows) => self.traffic_rows = rows,
+            Err(error) => tracing::error!(error = format!("{error:#}"), "the rows of maps cannot be counted"),
+        }
+        self.counted_at = Some(Instant::now());
+    }
+
+    async fn try_step(&mut self, begun: Instant, reasons: &mut Vec<String>) -> anyhow::Result<()> {
+        // What can fail comes before the scan: a change is told by one scan only.
+        let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
+        let scan = self
+            .directory
+            .scan()
+            .with_context(|| format!("manifests directory {} cannot be listed", self.directory.root().display()))?;
+        self.file_problems = scan.problems;
+        let mut changes = scan.changes;
+        if local != self.local_addresses {
+            self.local_addresses.clone_from(&local);
+            changes.push(Change::LocalAddresses(local));
+        }
+        let first = self.active == 0;
+        if first && !scan.unread.is_empty() {
+            reasons.extend(scan.unread.iter().map(|path| unread(path)));
+            // The changes that were told now will not be told again: they go into the engine, the kernel stays.
+            self.learn(changes)?;
+            return Ok(());
+        }
+        let nothing_new = changes.is_empty() && !first && !self.adopt_first;
+        let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
+        if self.adopt_first {
+            let found = adopt::read(&self.loaded.maps)?;
+            self.room = AddressRoom::new(self.loaded.maps.addresses.capacity(), &found.image.addresses);
+            let update = self.engine.resume(&found.image);
+            self.tell(update.entries)?;
+            ops = update.plan;
+        }
+        self.carry_out(&ops)?;
+        self.adopt_first = false;
+        self.find_interfaces(reasons).await?;
+        if self.upgrade.is_some() && !self.is_resolving() && reasons.is_empty() {
+            let left = self.finish_upgrade()?;
+            self.unplaced.extend(left);
+        }
+        self.remember_settings()?;
+        if self.is_resolving() {
+            reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
+        }
+        if !nothing_new {
+            self.active = self.revision();
+            self.metrics.applied(begun.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Whether a bridge is still expected to learn a pod's port; one that stays silent is waited for no longer.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.resolving.values().any(|looks| *looks < LOOKS_BEFORE_GIVING_UP)
+    }
+
+    pub(crate) fn learn(&mut self, changes: Vec<Change>) -> anyhow::Result<Vec<Op>> {
+        let begun = Instant::now();
+        let update = self.engine.apply(changes);
+        self.metrics.compiled(begun.elapsed());
+        self.problems = update.problems;
+        self.tell(update.entries)?;
+        let now = self.engine.preview();
+        let mut told = self.preview.write().expect("nobody panics while writing the preview");
+        if !(now.is_empty() && told.is_empty()) {
+            told.clone_from(now);
+        }
+        drop(told);
+        Ok(update.plan)
+    }
+
+    /// Makes entries known: on disk before any map refers to them. What a full disk refuses is tried again with the
+    /// next change.
+    pub(crate) fn tell(&mut self, entries: Vec<DictionaryEntry>) -> anyhow::Result<()> {
+        let mut known = self.dictionary.write().expect("nobody panics while writing the dictionary");
+        self.unwritten.extend(entries.into_iter().filter(|entry| known.insert(entry)));
+        drop(known);
+        self.dictionary_file.append(&self.unwritten)?;
+        self.unwritten.clear();
+        Ok(())
+    }
+
+    pub(crate) fn carry_out(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        // A pod that is gone from the facts may live on for a while: its device is closed, not freed.
+        let gone: Vec<WorkloadId> = ops
+            .iter()
+            .filter_map(|op| if let Op::DeleteEndpoint(workload) = op { Some(*workload) } else { None })
+            .collect();
+        for workload in gone {
+            if let Some(device) = self.interfaces.remove(&workload) {
+                self.waiting.remove(&workload);
+                let taken = self.interfaces.values().any(|other| other.ifindex == device.ifindex);
+                if !taken {
+                    self.loaded.maps.endpoints.put(&device.ifindex, &closed(workload, device.ifindex))?;
+                }
+            }
+        }
+        let before = self.known();
+        let ops = self.room.fit(ops);
+        let now = self.known();
+        if now == Known::Some && before == Known::All {
+            // Before an address is passed over, nobody may take it for one outside the cluster.
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        reconcile::apply(&self.loaded.maps, &ops, &self.interfaces, now)?;
+        if now == Known::All && before == Known::Some {
+            reconcile::set_known(&self.loaded.maps, now)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
+    pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
+        self.telling = telling;
+        let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;
+        let checkpoint = Checkpoint {
+            boot: self.boot.clone(),
+            edges: self.loaded.maps.edges.id(),
+            lost,
+            marks: self.attachments.marks(&mut self.loaded)?,
+            revision: self.revision(),
+            telling,
+        };
+        self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")
+    }
+
+    /// Whether the rows of the maps that traffic fills were counted after that moment.
+    pub(crate) fn counted_since(&self, moment: Instant) -> bool {
+        self.counted_at.is_some_and(|at| at > moment)
+    }
+}
+
+fn unread(path: &Path) -> String {
+    format!("{} has not been readable yet; the kernel stays as it is", path.display())
+}

@@ -1,0 +1,185 @@
+//! Programs that judge traffic of no one pod, taken off or put behind others: put right, and nobody else pays for it.
+
+use crate::drift::{RARELY, check_noticed, pins, put_first};
+use crate::life::{shop_with, standing};
+use aya::programs::{SchedClassifier, TcAttachType};
+use reeve_tests::lab::{Netns, Pod, until};
+use reeve_tests::stage::{Stage, WEB};
+use reeve_tests::traffic::{self, NoAnswer, PATIENCE, Server};
+use serde_json::json;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The first machine on the switch after the node.
+const OUTSIDE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 18, 0, 2));
+
+/// `shop` where `web` may begin nothing, with an agent that looks at everything once an hour only.
+fn silent_web(name: &str) -> (Stage, Pod, Pod, Pod) {
+    let (mut stage, web, client, guest) = shop_with(name, &RARELY);
+    let silent = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Egress"] });
+    stage.policy("web-silent", &silent);
+    stage.settled();
+    (stage, web, client, guest)
+}
+
+#[test]
+fn program_of_the_nodes_processes_is_put_back() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = silent_web("h-host");
+    let to = SocketAddr::new(stage.node.v4(), 8080);
+    let _server = Server::tcp(stage.node.netns(), to.ip(), to.port()).expect("a server");
+    let ask = |pod: &Pod| traffic::connect(pod.netns(), to, PATIENCE)?.exchange(PATIENCE);
+    assert_eq!((ask(&web), ask(&client)), (Err(NoAnswer::TimedOut), Ok(())));
+    let pin = pins(&stage).join("links/host-in");
+    let mut detach = Command::new("bpftool");
+    detach.args(["link", "detach", "pinned"]).arg(&pin).stdin(Stdio::null()).stdout(Stdio::null());
+    assert!(detach.status().expect("bpftool runs").success());
+    check_noticed(&mut stage, "attached", "cgroup of the node");
+    assert_eq!((ask(&web), ask(&client)), (Err(NoAnswer::TimedOut), Ok(())), "it judges again");
+    std::fs::remove_file(&pin).expect("removed");
+    check_noticed(&mut stage, "pin", "cgroup of the node");
+    let only = |stage: &Stage| assert_eq!(standing(stage, &[]), ["reeve_host_in".to_owned()].into(), "once");
+    only(&stage);
+    stage.agent().kill9().expect("killed");
+    only(&stage);
+    assert_eq!((ask(&web), ask(&client)), (Err(NoAnswer::TimedOut), Ok(())), "the new link is pinned");
+    stage.agent().start_again().expect("started again");
+    only(&stage);
+    stage.denies(&guest, &web, WEB, "web-clients");
+    stage.allows(&client, &web, WEB, "web-clients");
+}
+
+/// Datagrams from here to there without a pause, each from a socket of its own and so a flow of its own.
+pub(crate) struct Datagrams {
+    stop: mpsc::Sender<()>,
+    sends: JoinHandle<u64>,
+    over: Arc<AtomicBool>,
+    heard: Arc<AtomicU64>,
+    hears: JoinHandle<()>,
+}
+
+/// Between two datagrams: some hundred a second leave a pod its share of the flow table for minutes.
+const PACE: Duration = Duration::from_millis(5);
+
+impl Datagrams {
+    pub(crate) fn start(from: &Netns, to: &Netns, target: SocketAddr) -> Self {
+        let ear = to.run(|| UdpSocket::bind(target)).expect("entered").expect("bound");
+        ear.set_read_timeout(Some(PATIENCE)).expect("set");
+        // Whoever hears may be late; nothing is to be lost by that.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&ear, 1 << 22).expect("set");
+        let (over, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (ends, counts) = (Arc::clone(&over), Arc::clone(&heard));
+        let hears = std::thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                if ear.recv(&mut [0; 16]).is_ok() {
+                    counts.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let (stop, stopped) = mpsc::channel();
+        let from = from.clone();
+        let sends = std::thread::spawn(move || {
+            let send = move || {
+                let mut sent = 0;
+                while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
+                    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("bound");
+                    socket.send_to(b"word", target).expect("sent");
+                    sent += 1;
+                }
+                sent
+            };
+            from.run(send).expect("entered")
+        });
+        Self { stop, sends, over, heard, hears }
+    }
+
+    /// How many came so far.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; how many were sent, and how many of them came.
+    pub(crate) fn finish(self) -> (u64, u64) {
+        drop(self.stop);
+        let sent = self.sends.join().expect("no panic");
+        // What is still on its way comes within a moment; what was dropped never does.
+        let _ = until("the last datagram", PATIENCE, || Ok((self.heard.load(Ordering::Relaxed) >= sent).then_some(())));
+        self.over.store(true, Ordering::Relaxed);
+        self.hears.join().expect("no panic");
+        (sent, self.heard.load(Ordering::Relaxed))
+    }
+}
+
+/// Programs at one end of the node's `eth0`, the first first.
+fn chain(stage: &Stage, at: TcAttachType) -> Vec<String> {
+    let ask = || SchedClassifier::query_tcx("eth0", at);
+    let (_, chain) = stage.node.netns().run(ask).expect("entered").expect("asked");
+    chain.iter().map(|program| program.name_as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn repair_of_a_devices_programs_drops_nothing_and_lets_nothing_out_unjudged() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = silent_web("h-order");
+    let outside = stage.lab.outside("world").expect("a machine outside");
+    let node = stage.node.netns().clone();
+    let at = |port: u16| SocketAddr::new(OUTSIDE, port);
+    let of_node = [
+        Datagrams::start(&node, &outside, at(9000)),
+        Datagrams::start(&outside, &node, SocketAddr::new(stage.node.v4(), 9001)),
+    ];
+    let of_client = Datagrams::start(client.netns(), &outside, at(9002));
+    let of_web = Datagrams::start(web.netns(), &outside, at(9003));
+    let flowing = until("traffic", Duration::from_secs(20), || {
+        Ok((of_node.iter().all(|one| one.heard() > 50) && of_client.heard() > 50).then_some(()))
+    });
+    flowing.expect("all that may come does");
+    for (at, ours, times) in [
+        (TcAttachType::Egress, "reeve_uplink", 1),
+        (TcAttachType::Ingress, "reeve_uplink_in", 2),
+        (TcAttachType::Egress, "reeve_uplink", 3),
+    ] {
+        let foreign = put_first(&stage, "eth0", at);
+        let repaired = until("the repair", Duration::from_secs(20), || {
+            let found = stage.agent().metric("reeve_drift_total", &[("what", "order")])?;
+            Ok((found > f64::from(times) - 0.5).then_some(()))
+        });
+        repaired.unwrap_or_else(|error| panic!("{error:#}\n{}", stage.agent().log()));
+        assert_eq!(chain(&stage, at), [ours, "reeve_to_pod"], "both stand, ours first, and no spare is left");
+        drop(foreign);
+        let gone =
+            until("the other's end", Duration::from_secs(20), || Ok((chain(&stage, at) == [ours]).then_some(())));
+        gone.expect("the kernel frees it some time after its last descriptor");
+    }
+    assert!(!stage.problems("another program had been put before ours").is_empty());
+    for one in of_node {
+        let (sent, came) = one.finish();
+        assert_eq!((sent, sent > 100), (came, true), "what the node sends and receives");
+    }
+    let (sent, came) = of_client.finish();
+    assert_eq!((sent, sent > 100), (came, true), "what a pod may send");
+    let (sent, came) = of_web.finish();
+    assert_eq!((sent > 100, came), (true, 0), "what a pod may not send");
+    let lost = stage.agent().metric("reeve_datapath_packets_total", &[("state", "mark_lost")]).expect("a metric");
+    assert!(lost < 0.5, "no packet is seen twice: {lost}");
+    stage.agent().kill9().expect("killed");
+    for pin in ["out", "in"] {
+        let ends = format!("-{pin}");
+        let links = pins(&stage).join("links").read_dir().expect("a directory");
+        let pinned = links.map(|link| link.expect("read").file_name().to_string_lossy().into_owned());
+        assert!(pinned.filter(|name| name != "host-in").any(|name| name.ends_with(&ends)), "{pin} is pinned");
+    }
+    assert_eq!(chain(&stage, TcAttachType::Egress)[0], "reeve_uplink", "the new link outlives the agent");
+    stage.agent().start_again().expect("started again");
+    stage.denies(&guest, &web, WEB, "web-clients");
+    stage.allows(&client, &web, WEB, "web-clients");
+}
