@@ -72,6 +72,16 @@ impl Enforcer {
         }
     }
 
+    /// Looks whether the maps are still pinned, and pins them again. Where there is no bpffs any more, what enforces lives
+    /// only as long as this agent.
+    pub(crate) fn look_after_pins(&mut self, reasons: &mut Vec<String>) {
+        match self.loaded.keep_pinned() {
+            Ok(0) => {}
+            Ok(count) => self.report_drift("pin", count, "the maps' pins", "pins of maps had been removed"),
+            Err(error) => reasons.push(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+
     fn report_drift(&mut self, name: &str, count: usize, place: &str, what: &str) {
         self.metrics.drifted(name, count);
         tracing::error!(place, count, what, "the kernel had something else than this agent left there; put right");

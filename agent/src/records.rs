@@ -15,10 +15,11 @@ use reeve_flow::staged;
 use reeve_flow::time::{Clock, Timestamp};
 use reeve_flow::wire;
 use reeve_policy::model::{Decider, Direction, Verdict};
+use rustix::fs::FallocateFlags;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -81,15 +82,57 @@ impl Sink {
         if target == "stdout" {
             return Ok(Self::Stdout(io::stdout()));
         }
-        Ok(Self::File(OpenOptions::new().create(true).append(true).open(target)?))
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(target)?;
+        cut_torn_line(&mut file)?;
+        Ok(Self::File(file))
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
         match self {
             Self::Stdout(out) => out.write_all(text.as_bytes()).and_then(|()| out.flush()),
-            Self::File(file) => file.write_all(text.as_bytes()),
+            Self::File(file) => append(file, text.as_bytes()),
         }
     }
+}
+
+/// How far back the end of the last whole line is looked for: many times the longest record.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// Cuts off a last line without its end, which an agent left that was killed while it wrote: the next record would be
+/// joined to it, and neither could be read.
+fn cut_torn_line(file: &mut File) -> io::Result<()> {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Ok(());
+    }
+    let begin = found.len().saturating_sub(LONGEST_LINE);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    // A file of other things, without any end of a line, is left as it is.
+    if whole < end.len() && (whole > 0 || begin == 0 && end.starts_with(b"{")) {
+        file.set_len(begin + whole as u64)?;
+    }
+    Ok(())
+}
+
+/// Appends all of it or nothing: what is counted as lost, and told again where it can be, is not to stand there in part.
+fn append(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return file.write_all(text);
+    }
+    // Room first: a disk that is full says so before anything is written. Not every file system can be asked.
+    match rustix::fs::fallocate(&*file, FallocateFlags::KEEP_SIZE, found.len(), text.len() as u64) {
+        Err(error) if error != rustix::io::Errno::OPNOTSUPP => return Err(error.into()),
+        _ => {}
+    }
+    let written = file.write_all(text);
+    if written.is_err() {
+        file.set_len(found.len())?;
+    }
+    written
 }
 
 /// What the enforcer has to tell.
@@ -254,8 +297,53 @@ fn clock() -> Clock {
     Clock::from_readings(monotonic_ns(), Timestamp { unix_ns: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) })
 }
 
-/// The kernel's monotonic clock in ns.
+/// The kernel's monotonic clock in ns, as the programs read it: they know of no time namespace.
 pub fn monotonic_ns() -> u64 {
+    static OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
+        let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        let offset = namespace_offset_ns(&offsets);
+        if offset != 0 {
+            tracing::info!(
+                offset_ns = offset,
+                "this process is in a time namespace of its own; its offset is taken off"
+            );
+        }
+        offset
+    });
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
+    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec - *OFFSET_NS).unwrap_or_default()
+}
+
+/// What a time namespace adds to the kernel's monotonic clock, from its `timens_offsets`; 0 where there is no such file.
+fn namespace_offset_ns(offsets: &str) -> i64 {
+    let line = offsets.lines().find_map(|line| line.strip_prefix("monotonic"));
+    let mut numbers = line.unwrap_or_default().split_whitespace().map(|word| word.parse::<i64>().unwrap_or_default());
+    let (seconds, ns) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    seconds.saturating_mul(1_000_000_000).saturating_add(ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sink, namespace_offset_ns};
+
+    #[test]
+    fn a_line_that_was_torn_is_cut_off_before_another_is_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("records.jsonl");
+        for (before, after) in
+            [("", "{}\n"), ("{\"a\":1}\n", "{\"a\":1}\n{}\n"), ("{\"a\":1}\n{\"b", "{\"a\":1}\n{}\n")]
+        {
+            std::fs::write(&path, before).expect("written");
+            let mut sink = Sink::open(path.to_str().expect("text")).expect("opened");
+            sink.write("{}\n").expect("written");
+            assert_eq!(std::fs::read_to_string(&path).expect("read"), after);
+        }
+    }
+
+    #[test]
+    fn a_time_namespace_says_what_it_adds() {
+        assert_eq!(namespace_offset_ns("monotonic           0         0\nboottime            5         0\n"), 0);
+        assert_eq!(namespace_offset_ns("monotonic       -3       7\nboottime 0 0\n"), -2_999_999_993);
+        assert_eq!(namespace_offset_ns(""), 0);
+    }
 }

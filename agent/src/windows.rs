@@ -145,8 +145,13 @@ impl Windows {
         let flags = |key: &EdgeKey| self.missed.as_ref().map_or_else(Vec::new, |missed| missed.flags(key.subject));
         let rows: Vec<(EdgeKey, EdgeValue, Vec<Flag>)> =
             sums.into_iter().map(|(key, value)| (key, value, flags(&key))).collect();
-        if !rows.is_empty() {
-            enforcer.checkpoint(true)?;
+        if !rows.is_empty()
+            && let Err(error) = enforcer.checkpoint(true)
+        {
+            // Nothing of it is told: the rows stay, and so does what was owed. Not at once again.
+            self.owed = owed;
+            self.begun = Instant::now();
+            return Err(error);
         }
         self.metrics.window_ended(cause.name(), &rows);
         let (told, written) = oneshot::channel();

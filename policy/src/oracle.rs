@@ -9,7 +9,7 @@ use crate::model::{
     Action, Decider, Decision, DefaultDecider, Direction, Family, Outcome, Peers, Policy, PolicyKind, PolicyRef, Rule,
     RuleRef,
 };
-use crate::model::{Rules, Step, Tier, TierDefault, Tiers, Verdict, Workload, World};
+use crate::model::{Rules, Step, Tier, TierDefault, Tiers, TrafficMatch, Verdict, Workload, World};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -388,6 +388,34 @@ fn matching_action(world: &World, rule: &Rule, query: &Query) -> Option<Action> 
         Action::Deny | Action::Pass | Action::DenyUnreadable if selected || excluded => Some(Action::DenyUnreadable),
         Action::Deny | Action::Pass | Action::DenyUnreadable => rule_matches(world, rule, query).then_some(rule.action),
     }
+}
+
+/// Positions in the lists of a rule, as far as it has lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Alternatives {
+    /// In `Peers::OneOf`.
+    pub peer: Option<usize>,
+    /// In `Traffic::any_of`.
+    pub traffic: Option<usize>,
+}
+
+/// By which of its alternatives a rule matches a flow, the first where several do; `None`: it does not match.
+pub fn alternatives(world: &World, rule: &Rule, query: &Query) -> Option<Alternatives> {
+    if !rule_matches(world, rule, query) {
+        return None;
+    }
+    let (address, of_peer) = (query.peer.to_canonical(), owner(world, query.peer));
+    let destination = match query.direction {
+        Direction::Ingress => Owner::Workload(Arc::clone(&query.subject)),
+        Direction::Egress => of_peer.clone(),
+    };
+    let peer = match &rule.peer {
+        Peers::OneOf(list) => list.iter().position(|one| matching::peer(world, one, &of_peer, address)),
+        Peers::Anyone | Peers::Nobody | Peers::BackendsOf(_) => None,
+    };
+    let matches = |one: &TrafficMatch| matching::one_traffic(one, query.protocol, query.port, &destination);
+    let traffic = rule.traffic.any_of.iter().flatten().position(matches);
+    Some(Alternatives { peer, traffic })
 }
 
 /// A rule matches if everything that it says holds.

@@ -3,11 +3,12 @@
 //! Invariant: nothing is pinned or attached; everything is gone with the value and its thread.
 
 mod image;
+mod plan;
 mod rows;
 
 use anyhow::Context;
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{self, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
+use aya::programs::{self, ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use reeve_abi::address::{Address, AddressValue, NetworkKey, NetworkValue};
 use reeve_abi::config::Config;
@@ -27,6 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 use std::sync::Barrier;
 
+pub use plan::{Dump, Ran, Sent};
 pub use rows::Rows;
 
 /// Entries of maps where they are not as in production, by name; of `EVENTS` bytes.
@@ -34,6 +36,24 @@ pub type Sizes<'a> = &'a [(&'a str, u32)];
 
 /// Maps that are preallocated or large in production, and entries that are enough for tests.
 const SMALL: [(&str, u32); 4] = [("FLOWS", 8_192), ("DENIED", 4_096), ("FRAGMENTS", 1_024), ("EVENTS", 1 << 20)];
+
+/// Entries that are enough for a random world and its flows one at a time: to empty a map costs what it could hold.
+const WORLD: [(&str, u32); 14] = [
+    ("FLOWS", 1_024),
+    ("DENIED", 1_024),
+    ("FRAGMENTS", 256),
+    ("EVENTS", 1 << 20),
+    ("EDGES", 1_024),
+    ("OVERFLOW", 256),
+    ("ADDRESSES", 1_024),
+    ("SERVICES", 1_024),
+    ("DEVICES", 64),
+    ("NETWORKS", 4_096),
+    ("CLASSES", 4_096),
+    ("PEERS", 16_384),
+    ("PORTS", 16_384),
+    ("RANGES", 16_384),
+];
 
 /// `struct __sk_buff`, in bytes, and where a test run reads it.
 pub(crate) const CONTEXT_BYTES: usize = 192;
@@ -139,6 +159,11 @@ impl Kernel {
         Self::load_with(&SMALL)
     }
 
+    /// The same with maps that hold a random world and what few flows leave, and are emptied quickly.
+    pub fn for_worlds() -> anyhow::Result<Self> {
+        Self::load_with(&WORLD)
+    }
+
     /// The same with other sizes of maps; of those that are not named as in production.
     pub fn load_with(sizes: Sizes<'_>) -> anyhow::Result<Self> {
         // SAFETY: only this thread's view of the network changes.
@@ -214,7 +239,7 @@ impl Kernel {
     /// Writes an endpoint under its interface index, in both copies of it; the interface is made if it is not there.
     pub fn set_endpoint(&mut self, ifindex: u32, value: EndpointValue) -> anyhow::Result<()> {
         self.interface(ifindex)?;
-        self.endpoints().put(&ifindex, &image::at(ifindex, value))
+        self.endpoints().put(&ifindex, &image::at(value, ifindex))
     }
 
     /// Runs the program of a hook over one frame at an interface; `ingress_ifindex` is where it entered the node, 0 if
@@ -265,30 +290,8 @@ impl Kernel {
         context: &[u8; CONTEXT_BYTES],
     ) -> anyhow::Result<Outcome> {
         self.interface(ifindex)?;
-        let mut left = [0_u8; CONTEXT_BYTES];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(context),
-            ctx_out: Some(&mut left),
-            ..TestRunOptions::default()
-        };
-        let result = self.test_run(program, options, ifindex)?;
-        let action = match (program, result.return_value.cast_signed()) {
-            (Program::HostIn, 1) | (_, TC_ACT_UNSPEC) => Action::Continue,
-            (Program::HostIn, 0) | (_, TC_ACT_SHOT) => Action::Drop,
-            (_, other) => anyhow::bail!("{program:?} returned {other}, which lets nothing through and drops nothing"),
-        };
-        let mark = left[CONTEXT_MARK..][..4].try_into().expect("four bytes");
-        Ok(Outcome { action, events: self.take_events(), mark: u32::from_ne_bytes(mark) })
-    }
-
-    fn test_run(&self, program: Program, options: TestRunOptions<'_>, ifindex: u32) -> anyhow::Result<TestRunResult> {
-        let result = match self.programs.program(program.name()) {
-            Some(programs::Program::SchedClassifier(program)) => program.test_run(options),
-            Some(programs::Program::CgroupSkb(program)) => program.test_run(options),
-            _ => anyhow::bail!("the object lacks {}", program.name()),
-        };
-        result.with_context(|| format!("cannot run {program:?} at interface {ifindex}"))
+        let (action, mark) = Programs(&self.programs).run(program, frame, context)?;
+        Ok(Outcome { action, events: self.take_events(), mark })
     }
 
     /// Mean time of one run over a frame, in ns, as the kernel measures `repeat` runs in a row.
@@ -461,6 +464,36 @@ impl Kernel {
             ) => map.fd().as_fd(),
             _ => panic!("the object has no map {name} of a kind that tests read"),
         }
+    }
+}
+
+/// The programs alone: any thread may run them.
+#[derive(Clone, Copy)]
+struct Programs<'a>(&'a Ebpf);
+
+impl Programs<'_> {
+    /// Runs one over a frame; what became of it, and its mark.
+    fn run(self, program: Program, frame: &[u8], context: &[u8; CONTEXT_BYTES]) -> anyhow::Result<(Action, u32)> {
+        let mut left = [0_u8; CONTEXT_BYTES];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(context),
+            ctx_out: Some(&mut left),
+            ..TestRunOptions::default()
+        };
+        let result = match self.0.program(program.name()) {
+            Some(programs::Program::SchedClassifier(program)) => program.test_run(options),
+            Some(programs::Program::CgroupSkb(program)) => program.test_run(options),
+            _ => anyhow::bail!("the object lacks {}", program.name()),
+        };
+        let result = result.with_context(|| format!("cannot run {program:?}"))?;
+        let action = match (program, result.return_value.cast_signed()) {
+            (Program::HostIn, 1) | (_, TC_ACT_UNSPEC) => Action::Continue,
+            (Program::HostIn, 0) | (_, TC_ACT_SHOT) => Action::Drop,
+            (_, other) => anyhow::bail!("{program:?} returned {other}, which lets nothing through and drops nothing"),
+        };
+        let mark = left[CONTEXT_MARK..][..4].try_into().expect("four bytes");
+        Ok((action, u32::from_ne_bytes(mark)))
     }
 }
 

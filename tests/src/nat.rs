@@ -21,6 +21,8 @@ const MASQUERADED_PORT: u16 = 50_000;
 pub enum Way {
     /// As they are.
     Direct,
+    /// As they are, made by a process of the node itself.
+    OwnProcess,
     /// Sent to something that stands for the destination.
     Translated {
         /// The address that the client sends to.
@@ -32,32 +34,32 @@ pub enum Way {
     },
 }
 
-/// Everything that a packet's chain of programs may consist of, named by what it does; each is reached by a flow of
-/// [`translated`].
-pub const CHAINS: [&str; 7] = [
-    "Service to a pod here",
-    "hostPort to a pod here",
-    "Service out of the node",
-    "Service out of the node, masqueraded",
-    "Service to a process here",
-    "from outside to a pod here",
-    "from outside to a pod here, masqueraded",
-];
-
 impl Way {
-    /// Which of [`CHAINS`] it is for a flow; `None`: not translated.
-    pub fn chain(&self, world: &World, flow: &Flow) -> Option<&'static str> {
-        let Self::Translated { port, shown, .. } = self else { return None };
-        let masqueraded = usize::from(shown.is_some());
-        Some(if !here(world, flow.source) {
-            CHAINS[5 + masqueraded]
-        } else if here(world, flow.destination) {
-            CHAINS[usize::from(*port == HOST_PORT)]
-        } else if own_node(flow.destination) {
-            CHAINS[4]
+    /// The way as a chain of what it leads through: by what to whom, and whether the client is masqueraded; `None`: not
+    /// translated.
+    pub fn chain(&self, world: &World, flow: &Flow) -> Option<String> {
+        let Self::Translated { address, port, shown } = self else { return None };
+        let front = if *port == HOST_PORT {
+            "hostPort"
+        } else if own_node(*address) {
+            "node port"
         } else {
-            CHAINS[2 + masqueraded]
-        })
+            "Service"
+        };
+        let to = if flow.source == flow.destination {
+            "itself"
+        } else if here(world, flow.destination) {
+            "a pod here"
+        } else if own_node(flow.destination) {
+            "a process here"
+        } else if matches!(oracle::owner(world, flow.destination), Owner::Workload(_)) {
+            "a pod of another node"
+        } else {
+            "another machine"
+        };
+        let from = if here(world, flow.source) { "" } else { "from outside " };
+        let masqueraded = if shown.is_some() { ", masqueraded" } else { "" };
+        Some(format!("{from}by {front} to {to}{masqueraded}"))
     }
 }
 
@@ -106,12 +108,14 @@ pub fn translated(rng: &mut Rng, world: &World, count: usize) -> Vec<(Flow, Way)
         };
         let families = [source, destination, front.0].map(|one| one.is_ipv4());
         let ends_here = here(world, destination);
-        // What enters from outside and leaves again is nobody's business here; what reaches itself has no policy.
-        if families.iter().any(|one| *one != families[0]) || source == destination || from_outside && !ends_here {
+        // What enters from outside and leaves again is nobody's business here.
+        if families.iter().any(|one| *one != families[0]) || from_outside && !ends_here {
             continue;
         }
         let leaves = !ends_here && !own_node(destination);
-        let shown = if (from_outside && front.1 != HOST_PORT || leaves) && rng.bool() {
+        // A pod would not take what shows its own address for the sender's.
+        let itself = source == destination;
+        let shown = if itself || (from_outside && front.1 != HOST_PORT || leaves) && rng.bool() {
             let own = NODES.iter().map(|text| text.parse().expect("an address"));
             let own = own.into_iter().find(|one: &IpAddr| own_node(*one) && one.is_ipv4() == families[0]);
             own.map(|own| (own, MASQUERADED_PORT))
@@ -120,6 +124,22 @@ pub fn translated(rng: &mut Rng, world: &World, count: usize) -> Vec<(Flow, Way)
         };
         let way = Way::Translated { address: front.0, port: front.1, shown };
         found.push((Flow { source, destination, protocol: front.2, port }, way));
+    }
+    found
+}
+
+/// This many flows of processes of the node to its pods.
+pub fn of_own_processes(rng: &mut Rng, world: &World, count: usize) -> Vec<(Flow, Way)> {
+    let pods = world.workloads.values().flat_map(|pod| pod.addresses.clone()).filter(|one| here(world, *one));
+    let pods: Vec<IpAddr> = pods.collect();
+    let mut found = Vec::with_capacity(count);
+    for _ in 0..count {
+        let Some(destination) = rng.choice(&pods).copied() else { break };
+        let own = NODES.iter().map(|text| text.parse().expect("an address"));
+        let mut own = own.filter(|one: &IpAddr| own_node(*one) && one.is_ipv4() == destination.is_ipv4());
+        let source = own.next().expect("each family has one");
+        let protocol = *rng.choice(&[6, 17]).expect("not empty");
+        found.push((Flow { source, destination, protocol, port: 8_080 }, Way::OwnProcess));
     }
     found
 }
@@ -147,11 +167,11 @@ fn backends(world: &World) -> Vec<((IpAddr, u16, u8), IpAddr, u16)> {
 }
 
 /// Whether an address is a pod's of this node, and of no other's.
-fn here(world: &World, address: IpAddr) -> bool {
+pub(crate) fn here(world: &World, address: IpAddr) -> bool {
     matches!(oracle::owner(world, address), Owner::Workload(pod) if pod.node == NODE)
 }
 
 /// Whether an address is this node's own.
-fn own_node(address: IpAddr) -> bool {
+pub(crate) fn own_node(address: IpAddr) -> bool {
     [NODES[0], NODES[2]].iter().any(|own| own.parse() == Ok(address))
 }

@@ -2,6 +2,7 @@
 //! records and by the oracle.
 
 mod cluster;
+pub mod counts;
 
 use std::net::SocketAddr;
 use std::time::Duration;

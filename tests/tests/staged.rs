@@ -5,16 +5,13 @@
 
 use fastrand::Rng;
 use reeve_policy::engine::Engine;
-use reeve_policy::image::mapped;
 use reeve_policy::model::Decision;
-use reeve_policy::oracle::{self, Query};
-use reeve_policy::provenance::workload_id;
+use reeve_policy::oracle;
 use reeve_policy::store::{Change, Store};
-use reeve_tests::judge::{Case, CompiledImage, Judge};
+use reeve_tests::judge::{self, Case, CompiledImage, Judge};
 use reeve_tests::sequence::Sequence;
 use reeve_tests::worlds::{NODE, RandomWorld, STAGED, flows};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const FLOWS: usize = 30;
 
@@ -132,29 +129,11 @@ fn a_preview_is_what_would_be_if_it_were_applied() {
         let (now, then) = (engine(&world), engine(&applied(&world)));
         for flow in flows(&mut Rng::with_seed(!world.seed), now.world(), FLOWS) {
             for case in Case::of(&now, flow) {
-                let query = Query {
-                    subject: Arc::clone(&case.subject),
-                    direction: case.direction,
-                    own: case.own(),
-                    peer: case.peer(),
-                    protocol: flow.protocol,
-                    port: flow.port,
-                };
-                let preview = oracle::preview(now.world(), &query);
-                let peer = now.image().addresses.get(&mapped(case.peer()));
-                let peer = peer.map_or_else(|| now.image().network_of(mapped(case.peer())), |value| value.identity);
-                let compiled = now.preview().decide(
-                    workload_id(&case.subject.uid),
-                    case.direction,
-                    case.family(),
-                    &now.dictionary().get_identity(peer).expect("it was told"),
-                    flow.protocol,
-                    flow.port,
-                );
-                assert_eq!(compiled, preview, "REEVE_SEED={} REEVE_WORLDS=1: {flow:?}", world.seed);
+                let preview = judge::preview(&now, &case);
+                let preview = preview.unwrap_or_else(|why| panic!("REEVE_SEED={} REEVE_WORLDS=1: {why}", world.seed));
                 *if preview.is_some() { &mut changes } else { &mut same } += 1;
-                let shown = preview.unwrap_or_else(|| oracle::judge(now.world(), &query));
-                let real = oracle::judge(then.world(), &query);
+                let shown = preview.unwrap_or_else(|| oracle::judge(now.world(), &case.query()));
+                let real = oracle::judge(then.world(), &case.query());
                 assert_eq!(told(&shown), told(&real), "REEVE_SEED={} REEVE_WORLDS=1: {flow:?}", world.seed);
             }
         }

@@ -50,7 +50,8 @@ pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("nft", "nftables")?;
     packages::need("iptables-nft-restore", "iptables")?;
     packages::need("ipset", "ipset")?;
-    say("lab", "iproute2, bpftool, nftables, iptables, ipset");
+    packages::need("faketime", "faketime")?;
+    say("lab", "iproute2, bpftool, nftables, iptables, ipset, faketime");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

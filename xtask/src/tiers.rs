@@ -47,8 +47,8 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "demo", "bench"],
-            Self::Judges => &["judges"],
+            Self::Netns => &["lab", "netns", "services", "faults", "demo", "bench"],
+            Self::Judges => &["judges", "histories"],
             // Those of other tiers.
             Self::Kernels => &["kernel", "netns"],
         }

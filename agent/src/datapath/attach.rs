@@ -122,6 +122,8 @@ pub struct Attachments {
     directory: Option<PathBuf>,
     mechanism: Mechanism,
     held: BTreeMap<u32, BTreeMap<&'static str, Held>>,
+    /// What drops everything at a hook, by the path of its pin.
+    holding: BTreeMap<PathBuf, FdLink>,
 }
 
 /// What became of the links that were pinned.
@@ -139,7 +141,12 @@ impl Attachments {
         if let Some(path) = directory {
             std::fs::create_dir_all(path).map_err(|source| AttachError::File { path: path.to_owned(), source })?;
         }
-        Ok(Self { directory: directory.map(Path::to_owned), mechanism, held: BTreeMap::new() })
+        Ok(Self {
+            directory: directory.map(Path::to_owned),
+            mechanism,
+            held: BTreeMap::new(),
+            holding: BTreeMap::new(),
+        })
     }
 
     /// By what programs are attached.
@@ -267,7 +274,8 @@ impl Attachments {
                         let link = tcx::close(loaded, hook, interface, ifindex)?;
                         let path = directory.join(hold_name(ifindex, hook));
                         remove(&path)?;
-                        tcx::pin(link, &path)?;
+                        let link = tcx::pin(link, &path)?;
+                        self.holding.insert(path, link);
                     }
                 }
                 (None, Mechanism::Tcx) => {} // tests without pins have room
@@ -281,8 +289,10 @@ impl Attachments {
         let Some(directory) = &self.directory else { return Ok(()) };
         for hook in HOOKS {
             let path = directory.join(hold_name(ifindex, hook));
-            if path.exists() {
+            let held = self.holding.remove(&path);
+            if held.is_some() || path.exists() {
                 remove(&path)?;
+                drop(held);
                 tcx::wait_until_open(hook, interface, ifindex)?;
             }
         }
@@ -315,7 +325,7 @@ impl Attachments {
                             && let Some(Held::Link(link)) = self.take(ifindex, hook)
                         {
                             self.put(ifindex, hook, tcx::pin(link, &path)?);
-                            repairs.push(Repair::Pinned);
+                            repairs.extend(path.exists().then_some(Repair::Pinned));
                         }
                     }
                     tcx::Standing::Missing => {
@@ -357,7 +367,9 @@ impl Attachments {
         if let Some(directory) = &self.directory {
             for hook in HOOKS {
                 remove(&directory.join(pin_name(ifindex, hook)))?;
-                remove(&directory.join(hold_name(ifindex, hook)))?;
+                let hold = directory.join(hold_name(ifindex, hook));
+                self.holding.remove(&hold);
+                remove(&hold)?;
             }
         }
         Ok(())

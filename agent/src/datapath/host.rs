@@ -1,7 +1,7 @@
 //! The program for what the node's processes receive, on their cgroup.
 
 use super::attach::{self, AttachError, Repair};
-use super::load::{HOST_IN, LoadError, Loaded};
+use super::load::{HOST_IN, LoadError, Loaded, make_place};
 use super::syscall::{self, CgroupLink};
 use aya::programs::CgroupSkbAttachType;
 use aya::programs::links::{CgroupAttachMode, FdLink};
@@ -59,6 +59,9 @@ impl HostHook {
         }
         if is_pinned(&self.pin, found) {
             return Ok(None);
+        }
+        if self.pin.parent().is_some_and(|directory| make_place(directory).is_err()) {
+            return Ok(None); // there is no bpffs for it, which is told once for all pins
         }
         if self.pin.exists() {
             attach::remove(&self.pin)?;

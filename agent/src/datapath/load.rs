@@ -3,6 +3,7 @@
 use super::endpoints::Endpoints;
 use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
 use super::migrate::{self, Aside};
+use super::syscall;
 use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
@@ -53,6 +54,10 @@ pub enum LoadError {
     Capacity { name: String, entries: u32, known: String },
     #[error("map {name}: found {found}, expected {expected}")]
     Shape { name: &'static str, found: String, expected: String },
+    #[error(
+        "{path} is on no bpffs any more: enforcement goes on, but would end with this agent; mount the bpffs again"
+    )]
+    NoPlace { path: PathBuf },
     #[error("{path}: {what}")]
     Pin {
         path: PathBuf,
@@ -90,6 +95,8 @@ pub struct Loaded {
     pub aside: Vec<Aside>,
     /// Whether policy maps were found pinned.
     pub adopted: Adopted,
+    /// Where the maps are pinned.
+    directory: Option<PathBuf>,
 }
 
 /// What was found at start.
@@ -148,7 +155,29 @@ impl Loaded {
         if maps.config.get(&0)?.is_none_or(|config| config.abi_version == 0) {
             maps.config.put(&0, &Config::DEFAULT)?;
         }
-        Ok(Self { maps, programs, events: Some(events), aside, adopted })
+        let directory = match pins {
+            Pins::None => None,
+            Pins::Directory(directory) => Some(directory.to_owned()),
+        };
+        Ok(Self { maps, programs, events: Some(events), aside, adopted, directory })
+    }
+
+    /// Pins the maps again that have lost their pins, and returns how many: without them the next agent would find
+    /// programs that judge by maps that it cannot open.
+    pub fn keep_pinned(&self) -> Result<usize, LoadError> {
+        let Some(directory) = &self.directory else { return Ok(0) };
+        let missing: Vec<_> = PINNED.iter().map(|name| (*name, directory.join(name))).collect();
+        let missing = missing.into_iter().filter(|(_, path)| !path.exists());
+        let missing: Vec<_> = missing.collect();
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        make_place(directory)?;
+        for (name, path) in &missing {
+            syscall::pin(map_data(&self.programs, name)?.fd().as_fd(), path)
+                .map_err(pin_error(path, "the map cannot be pinned again"))?;
+        }
+        Ok(missing.len())
     }
 
     /// The ring buffer; there is one reader.
@@ -282,6 +311,15 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
             PerCpu::new(clone_fd(data, "STATS")?, cpus)
         },
     })
+}
+
+/// Makes a directory for pins, where the bpffs that it lies in was unmounted and mounted again.
+pub(super) fn make_place(directory: &Path) -> Result<(), LoadError> {
+    let there = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
+    if !syscall::is_bpffs(there) {
+        return Err(LoadError::NoPlace { path: directory.to_owned() });
+    }
+    std::fs::create_dir_all(directory).map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))
 }
 
 fn table<K: Pod, V: Pod>(programs: &Ebpf, name: &'static str) -> Result<Table<K, V>, LoadError> {

@@ -13,6 +13,8 @@ const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
+/// `statfs.f_type` of a bpffs.
+const BPF_FS_MAGIC: libc::__fsword_t = 0xcafe_4a11;
 /// Flag of an update.
 const BPF_NOEXIST: u64 = 1;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -82,6 +84,11 @@ struct ObjectPath {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// Whether a directory is on a bpffs, the only kind of file system that holds pins.
+pub(super) fn is_bpffs(directory: &Path) -> bool {
+    rustix::fs::statfs(directory).is_ok_and(|found| found.f_type == BPF_FS_MAGIC)
 }
 
 /// Opens what is pinned at a path.

@@ -172,7 +172,7 @@ impl Device {
             let Some(pin) = pin.filter(|pin| !pin.exists()) else { return Ok(None) };
             let Some(link) = self.links.remove(hook.side) else { return Ok(None) };
             self.links.insert(hook.side, tcx::pin(link, pin)?);
-            return Ok(Some(Repair::Pinned));
+            return Ok(pin.exists().then_some(Repair::Pinned));
         }
         if standing == tcx::Standing::Missing {
             self.links.remove(hook.side);

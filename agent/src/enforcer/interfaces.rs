@@ -122,6 +122,29 @@ impl Enforcer {
         attached && self.looked.get(&workload) == Some(&[image.address_v4, image.address_v6])
     }
 
+    /// Closes the devices of pods that have come and cannot be enforced, until they are; looks after the programs of the
+    /// others meanwhile.
+    pub(super) async fn close_new(&mut self) -> anyhow::Result<()> {
+        let links = Links::read(&self.handle).await.context("the node's interfaces cannot be listed")?;
+        self.check_attached(&links, Look::Quick);
+        let mut bridged = Bridged::default();
+        let endpoints = self.engine.image().endpoints.iter();
+        let new: Vec<EndpointImage> =
+            endpoints.filter(|(id, _)| !self.interfaces.contains_key(id)).map(|(_, image)| *image).collect();
+        for image in new {
+            for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
+                if let Place::Device(device) =
+                    discover::find(&self.handle, &links, &mut bridged, unmapped(address.0)).await?
+                    && !self.attachments.is_attached(device.ifindex)
+                {
+                    self.attachments.hold(&mut self.loaded, &device.name, device.ifindex)?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn find_interface(
         &mut self,
         links: &Links,

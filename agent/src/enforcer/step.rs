@@ -107,7 +107,16 @@ impl Enforcer {
             return Ok(());
         }
         let nothing_new = changes.is_empty() && !first && !self.adopt_first;
-        let mut ops = if nothing_new { Vec::new() } else { self.learn(changes)? };
+        let learnt = if nothing_new { Ok(Vec::new()) } else { self.learn(changes) };
+        let mut ops = match learnt {
+            Ok(ops) => ops,
+            Err(error) if first => return Err(error),
+            Err(error) => {
+                // Nobody can write down who has come: nothing of it is enforced, so nothing of it is let through.
+                self.close_new().await?;
+                return Err(error);
+            }
+        };
         if self.adopt_first {
             let found = adopt::read(&self.loaded.maps)?;
             self.room = AddressRoom::new(self.loaded.maps.addresses.capacity(), &found.image.addresses);
@@ -117,6 +126,7 @@ impl Enforcer {
         }
         self.carry_out(&ops)?;
         self.adopt_first = false;
+        self.look_after_pins(reasons);
         self.find_interfaces(scope, reasons).await?;
         if !nothing_new || !self.services_stand {
             self.follow_services(reasons);

@@ -102,7 +102,7 @@ fn set(world: &World, wanted: &SetSelector, one: &NetworkSet) -> bool {
     in_scope && selector(&wanted.labels, &one.selector_labels())
 }
 
-fn peer(world: &World, peer: &Peer, owner: &Owner, address: IpAddr) -> bool {
+pub(super) fn peer(world: &World, peer: &Peer, owner: &Owner, address: IpAddr) -> bool {
     let pod = if let Owner::Workload(pod) = owner { Some(pod) } else { None };
     let is_selected = |wanted: &WorkloadSelector| pod.is_some_and(|pod| workload(world, wanted, pod));
     let in_set = |wanted: &SetSelector| {
@@ -125,10 +125,13 @@ fn peer(world: &World, peer: &Peer, owner: &Owner, address: IpAddr) -> bool {
         && !peer.not_nets.iter().any(|net| net.contains(&address))
 }
 
+/// Whether traffic is of this one kind.
+pub(super) fn one_traffic(one: &TrafficMatch, protocol: u8, port: u16, destination: &Owner) -> bool {
+    one.protocol.is_none_or(|only| only == protocol) && ports(&one.ports, protocol, port, destination)
+}
+
 pub(super) fn traffic(wanted: &Traffic, protocol: u8, port: u16, destination: &Owner) -> bool {
-    let matches = |one: &TrafficMatch| {
-        one.protocol.is_none_or(|only| only == protocol) && ports(&one.ports, protocol, port, destination)
-    };
+    let matches = |one: &TrafficMatch| one_traffic(one, protocol, port, destination);
     wanted.any_of.as_ref().is_none_or(|any| any.iter().any(matches)) && !wanted.none_of.iter().any(matches)
 }
 

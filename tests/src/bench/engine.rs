@@ -1,13 +1,11 @@
 //! What the engine costs: a compile from nothing in a process of its own, and a label that changes, up to the last map
 //! write. Both in time of the CPU: nothing in them waits.
 
-use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
-use reeve_abi::ids::WorkloadId;
 use reeve_policy::engine::Engine;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
@@ -17,7 +15,6 @@ use super::cluster::{Cluster, NODE};
 use super::measure::{Measure, Target};
 use super::rounds::quantile;
 use super::testbed::Testbed;
-use crate::kernel::Kernel;
 
 /// Labels that change in one round: the 99th percentile is none of the two slowest.
 const RELABELS: u32 = 300;
@@ -108,8 +105,8 @@ fn relabel_one(bed: &mut Testbed, number: u32, round: u32) -> anyhow::Result<f64
     let change = bed.cluster.relabelled(number, round);
     let begun = own_time()?;
     let update = bed.engine.apply(vec![change]);
-    let (kernel, devices): (&Kernel, &HashMap<WorkloadId, u32>) = (&bed.kernel, &bed.devices);
-    kernel.execute(&update.plan, devices)?;
+    let Testbed { kernel, devices, .. } = bed;
+    update.plan.iter().try_for_each(|op| kernel.execute(op, devices))?;
     let taken = own_time()? - begun;
     anyhow::ensure!(update.changed, "the relabelled pod changed nothing");
     Ok(taken.as_secs_f64() * 1e3)

@@ -37,7 +37,7 @@ pub struct InKernel {
 impl InKernel {
     /// Loads the programs; the calling thread moves into a network namespace of its own.
     pub fn load() -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::load()?, devices: BTreeMap::new() })
+        Ok(Self { kernel: Kernel::for_worlds()?, devices: BTreeMap::new() })
     }
 
     fn device(&self, engine: &Engine, address: IpAddr) -> u32 {
@@ -54,9 +54,10 @@ impl InKernel {
         let device = self.devices[&workload];
         let (hook, enters) = match case.direction {
             Direction::Egress => (Hook::FromPod, device),
+            Direction::Ingress if case.way == Way::OwnProcess => (Hook::ToPod, 0),
             Direction::Ingress => (Hook::ToPod, self.device(engine, case.flow.source)),
         };
-        let frame = first_packet(&case.flow);
+        let frame = first_packet(&case.flow, SOURCE_PORT);
         let mut outcome = self.kernel.run(hook, &frame, device, enters)?;
         if outcome.events.is_empty() && case.direction == Direction::Egress {
             // Judged where it leaves the node, or reaches a process of it.
@@ -91,7 +92,7 @@ impl InKernel {
     ) -> anyhow::Result<Decision> {
         let flow = &case.flow;
         let (client, backend) = (self.device(engine, flow.source), self.device(engine, flow.destination));
-        let asked = first_packet(&Flow { destination: front.0, port: front.1, ..*flow });
+        let asked = first_packet(&Flow { destination: front.0, port: front.1, ..*flow }, SOURCE_PORT);
         let (address, port) = shown.unwrap_or((flow.source, SOURCE_PORT));
         let reached = packet(&Flow { source: address, ..*flow }, port, "S");
         let first = if client == UPLINK { Program::UplinkIn } else { Program::FromPod };
@@ -226,9 +227,9 @@ impl Judge for InKernel {
     }
 }
 
-/// What a client sends first.
-fn first_packet(flow: &Flow) -> Vec<u8> {
-    packet(flow, SOURCE_PORT, "S")
+/// What a client sends first, from this port.
+pub fn first_packet(flow: &Flow, source_port: u16) -> Vec<u8> {
+    packet(flow, source_port, "S")
 }
 
 /// A packet of a flow; of TCP with these flags.

@@ -3,11 +3,11 @@
 use super::Kernel;
 use anyhow::Context;
 use reeve_abi::address::{AddressValue, OWNER_LOCAL_POD};
-use reeve_abi::config::Config;
-use reeve_abi::endpoint::{ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_READY, EndpointValue};
+use reeve_abi::endpoint::{
+    ENDPOINT_ADDRESSES_INCOMPLETE, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, ENDPOINT_READY, EndpointValue,
+};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::{EndpointImage, Image};
-use reeve_policy::plan::Op;
 use std::collections::HashMap;
 
 impl Kernel {
@@ -25,8 +25,7 @@ impl Kernel {
         self.ports().clear()?;
         self.ranges().clear()?;
         for (key, value) in &image.addresses {
-            let local = if value.owner == OWNER_LOCAL_POD { device.get(&value.workload).copied() } else { None };
-            self.addresses().put(key, &AddressValue { device: local.unwrap_or_default(), ..*value })?;
+            self.addresses().put(key, &placed(value, &device))?;
         }
         for (key, value) in &image.networks {
             self.networks().put(key, value)?;
@@ -45,54 +44,23 @@ impl Kernel {
         }
         for (workload, endpoint) in &image.endpoints {
             let ifindex = device.get(workload).with_context(|| format!("workload {workload} has no interface"))?;
-            let value = row(*workload, endpoint);
-            self.set_endpoint(*ifindex, value)?;
-        }
-        Ok(())
-    }
-
-    /// Does to the maps what a plan says, one element at a time; endpoints are written without making interfaces.
-    pub fn execute(&self, plan: &[Op], devices: &HashMap<WorkloadId, u32>) -> anyhow::Result<()> {
-        let device = |workload: &WorkloadId| {
-            devices.get(workload).copied().with_context(|| format!("workload {workload} has no interface"))
-        };
-        for op in plan {
-            match op {
-                Op::PutPort(key, value) => self.ports().put(key, value)?,
-                Op::DeletePort(key) => self.ports().remove(key)?,
-                Op::PutRange(key, value) => self.ranges().put(key, value)?,
-                Op::DeleteRange(key) => self.ranges().remove(key)?,
-                Op::PutPeer(key, value) => self.peers().put(key, value)?,
-                Op::DeletePeer(key) => self.peers().remove(key)?,
-                Op::PutClass(key, value) => self.classes().put(key, value)?,
-                Op::DeleteClass(key) => self.classes().remove(key)?,
-                Op::PutNetwork(key, value) => self.networks().put(key, value)?,
-                Op::DeleteNetwork(key) => self.networks().remove(key)?,
-                Op::PutAddress(key, value) => {
-                    let device = if value.owner == OWNER_LOCAL_POD { device(&value.workload)? } else { 0 };
-                    self.addresses().put(key, &AddressValue { device, ..*value })?;
-                }
-                Op::DeleteAddress(key) => self.addresses().remove(key)?,
-                Op::PutEndpoint(workload, endpoint) => {
-                    let ifindex = device(workload)?;
-                    self.endpoints().put(&ifindex, &at(ifindex, row(*workload, endpoint)))?;
-                }
-                Op::DeleteEndpoint(workload) => self.endpoints().remove(&device(workload)?)?,
-                Op::BumpAddressEpoch => {
-                    let config = self.config().get(&0)?.unwrap_or(Config::DEFAULT);
-                    self.config().put(&0, &Config { address_epoch: config.address_epoch + 1, ..config })?;
-                }
-            }
+            self.set_endpoint(*ifindex, endpoint_row(*workload, endpoint))?;
         }
         Ok(())
     }
 }
 
-fn row(workload: WorkloadId, endpoint: &EndpointImage) -> EndpointValue {
-    let ready = if endpoint.ready { ENDPOINT_READY } else { 0 };
-    let incomplete = if endpoint.incomplete { ENDPOINT_ADDRESSES_INCOMPLETE } else { 0 };
+/// The row of an endpoint, but for the interface, which [`Kernel::set_endpoint`] fills in.
+pub(super) fn endpoint_row(workload: WorkloadId, endpoint: &EndpointImage) -> EndpointValue {
+    let [v4, v6] = endpoint.contested;
+    let flags = [
+        (endpoint.ready, ENDPOINT_READY),
+        (endpoint.incomplete, ENDPOINT_ADDRESSES_INCOMPLETE),
+        (v4, ENDPOINT_CONTESTED_V4),
+        (v6, ENDPOINT_CONTESTED_V6),
+    ];
     EndpointValue {
-        flags: ready | incomplete,
+        flags: flags.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum(),
         head_revision: endpoint.revision,
         workload,
         identity: endpoint.identity,
@@ -103,7 +71,13 @@ fn row(workload: WorkloadId, endpoint: &EndpointImage) -> EndpointValue {
     }
 }
 
-/// Both copies of what a program compares.
-pub(super) fn at(ifindex: u32, value: EndpointValue) -> EndpointValue {
+/// A row at an interface, in both copies of it.
+pub(super) fn at(value: EndpointValue, ifindex: u32) -> EndpointValue {
     EndpointValue { head_ifindex: ifindex, tail_ifindex: ifindex, tail_revision: value.head_revision, ..value }
+}
+
+/// An address with the interface of its pod.
+pub(super) fn placed(value: &AddressValue, device: &HashMap<WorkloadId, u32>) -> AddressValue {
+    let local = if value.owner == OWNER_LOCAL_POD { device.get(&value.workload).copied() } else { None };
+    AddressValue { device: local.unwrap_or_default(), ..*value }
 }

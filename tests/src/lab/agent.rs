@@ -31,6 +31,8 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Added to the environment.
     pub environment: Vec<(String, String)>,
+    /// A program with its arguments that starts the agent's, which comes last; empty: it is started as it is.
+    pub through: Vec<String>,
     /// Another build of the program than the one at hand.
     pub program: Option<PathBuf>,
 }
@@ -140,6 +142,23 @@ impl Agent {
         self.wait_ready()
     }
 
+    /// Starts it again, and waits for nothing.
+    pub fn spawn_again(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_none() {
+            bail!("the agent still runs");
+        }
+        self.child = spawn(&self.node, &self.options)?;
+        Ok(())
+    }
+
+    /// Its memory that is in use, in bytes.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).context("the agent has ended")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kilobytes = line.split_whitespace().next().context("no number of kB")?;
+        Ok(kilobytes.parse::<u64>().context("no number of kB")? * 1024)
+    }
+
     /// Terminates it and starts it again.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.terminate()?;
@@ -166,7 +185,14 @@ fn spawn(node: &Node, options: &AgentOptions) -> anyhow::Result<Child> {
     let _ = fs::remove_file(node.run_directory().join("agent.sock"));
     let log = File::options().create(true).append(true).open(log_file(node)).context("cannot open the agent's log")?;
     let program = options.program.clone().map_or_else(agent_program, Ok)?;
-    let mut command = Command::new(program);
+    let mut command = match options.through.split_first() {
+        None => Command::new(program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
     command
         .arg("--manifests")
         .arg(node.manifests_directory())

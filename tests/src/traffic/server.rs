@@ -36,7 +36,15 @@ impl Server {
         let socket = netns.run(|| UdpSocket::bind((address, port)))?;
         let socket = socket.with_context(|| format!("cannot bind {address} port {port}"))?;
         socket.set_nonblocking(true)?;
-        Self::start(socket.local_addr()?, move |stop, clients| serve_udp(&socket, stop, clients))
+        Self::start(socket.local_addr()?, move |stop, clients| serve_udp(&socket, stop, clients, Answers::Echo))
+    }
+
+    /// A UDP server that only notes who came.
+    pub fn sink(netns: &Netns, address: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let socket = netns.run(|| UdpSocket::bind((address, port)))?;
+        let socket = socket.with_context(|| format!("cannot bind {address} port {port}"))?;
+        socket.set_nonblocking(true)?;
+        Self::start(socket.local_addr()?, move |stop, clients| serve_udp(&socket, stop, clients, Answers::Nothing))
     }
 
     fn start(
@@ -118,7 +126,14 @@ fn echo(connection: &mut TcpStream) -> io::Result<()> {
     connection.write_all(&bytes[..length])
 }
 
-fn serve_udp(socket: &UdpSocket, stop: &OwnedFd, clients: &Clients) -> io::Result<()> {
+/// What a UDP server sends back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    Echo,
+    Nothing,
+}
+
+fn serve_udp(socket: &UdpSocket, stop: &OwnedFd, clients: &Clients, answers: Answers) -> io::Result<()> {
     let mut bytes = vec![0; 65_536];
     loop {
         let mut waiting = [PollFd::new(stop, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
@@ -129,7 +144,9 @@ fn serve_udp(socket: &UdpSocket, stop: &OwnedFd, clients: &Clients) -> io::Resul
         // An error here is news about an answer that could not be delivered: the client's matter.
         if let Ok((length, client)) = socket.recv_from(&mut bytes) {
             note(clients, client);
-            let _ = socket.send_to(&bytes[..length], client);
+            if answers == Answers::Echo {
+                let _ = socket.send_to(&bytes[..length], client);
+            }
         }
     }
 }

@@ -94,7 +94,8 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
                 ];
                 rule["destination"]["ports"] = ports[rng.usize(..ports.len())].clone();
             } else if chance(rng, 50) {
-                rule["destination"]["notPorts"] = json!([80, "8050:8099"]);
+                let ports = if rng.bool() { json!(["http"]) } else { json!([80, "8050:8099"]) };
+                rule["destination"]["notPorts"] = ports;
             }
         }
         8 => rule["notProtocol"] = [json!("UDP"), json!(132), json!("TCP")][rng.usize(..3)].clone(),
@@ -116,7 +117,8 @@ fn calico_rule(rng: &mut Rng, list: &str) -> Value {
 
 /// The other side of a rule.
 fn side(rng: &mut Rng) -> Value {
-    match rng.u8(..20) {
+    match rng.u8(..21) {
+        20 => json!({ "notNets": ["10.244.1.0/27", "198.51.100.0/24", "2001:db8::/32"] }),
         0 | 1 => json!({ "selector": pick(rng, &SELECTORS) }),
         2 => json!({ "namespaceSelector": pick(rng, &["team == \"b\"", "all()"]), "selector": pick(rng, &SELECTORS) }),
         3 => json!({ "namespaceSelector": "global()", "selector": pick(rng, &["all()", "has(PCI)"]) }),

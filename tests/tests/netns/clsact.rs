@@ -1,9 +1,9 @@
 //! Enforcement by clsact filters, as on kernels without TCX.
 
 use crate::life::{Flow, run, shop_with, standing};
-use crate::windows::{SINK, Stream, datagrams};
 use reeve_policy::model::Verdict;
 use reeve_tests::lab::{Pod, until};
+use reeve_tests::stage::counts::{SINK, Stream, datagrams};
 use reeve_tests::stage::{Stage, WEB, get};
 use reeve_tests::traffic::NoAnswer;
 use std::net::UdpSocket;

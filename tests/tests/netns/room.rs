@@ -1,7 +1,7 @@
 //! Maps without room: what does not fit is closed and named, and nobody else pays for it.
 
-use crate::windows::{SINK, Sums, datagrams, received, windowed};
 use reeve_tests::lab::{Pod, until};
+use reeve_tests::stage::counts::{SINK, Sums, datagrams, received, windowed};
 use reeve_tests::stage::{RECORD_PATIENCE, Stage, WEB, get};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, connect};
 use serde_json::{Value, json};

@@ -2,8 +2,8 @@
 
 use crate::before::{self, bind, closed_shop, passes};
 use crate::life::Flow;
-use crate::windows::{SINK, Stream, Sums, datagrams, flags, received, windowed};
 use reeve_tests::lab::AgentOptions;
+use reeve_tests::stage::counts::{SINK, Stream, Sums, datagrams, flags, received, windowed};
 use reeve_tests::stage::{Stage, WEB};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};

@@ -1,153 +1,10 @@
 //! Exact counts: windows add up to what was sent, whatever becomes of the agent and however small its map is.
 
-use anyhow::Context;
-use reeve_tests::lab::{AgentOptions, Mode, Pod, Records, until};
+use reeve_tests::lab::{Mode, until};
+use reeve_tests::stage::counts::{SINK, Stream, Sums, WINDOW_PATIENCE, datagrams, flags, received, sent, windowed};
 use reeve_tests::stage::{Stage, WEB, shop};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// Longest wait for a window and its record.
-const WINDOW_PATIENCE: Duration = Duration::from_secs(20);
-/// A port of `web` behind which somebody listens and never answers.
-pub(crate) const SINK: u16 = 9000;
-
-/// `shop` with windows of this length, other settings as in a file, and a sink behind [`SINK`].
-pub(crate) fn windowed(name: &str, seconds: u64, settings: &str) -> (Stage, Pod, Pod, Pod, UdpSocket) {
-    let mut stage = Stage::new(name, Mode::Routed);
-    let web = stage.pod("web", &[("app", "web")]);
-    let client = stage.pod("client", &[("role", "client")]);
-    let guest = stage.pod("guest", &[]);
-    stage.allow_from("web-clients", ("app", "web"), ("role", "client"));
-    let path = stage.lab.directory().join("settings.toml");
-    std::fs::write(&path, settings).expect("written");
-    let arguments = ["--window-seconds", &seconds.to_string(), "--config", &path.display().to_string()];
-    stage.start_with(AgentOptions { arguments: arguments.map(str::to_owned).to_vec(), ..AgentOptions::default() });
-    // Who has which address is known before anything is counted.
-    stage.allows(&client, &web, WEB, "web-clients");
-    stage.denies(&guest, &web, WEB, "web-clients");
-    let address = SocketAddr::new(web.v4(), SINK);
-    let sink = web.netns().run(|| UdpSocket::bind(address)).expect("entered").expect("bound");
-    (stage, web, client, guest, sink)
-}
-
-/// One datagram from each of these ports, to as many ports as `spread` says; how many left the pod.
-pub(crate) fn datagrams(from: &Pod, to: &Pod, ports: std::ops::Range<u16>, spread: u16) -> u64 {
-    let (local, remote) = (from.v4(), to.v4());
-    let send = move || -> anyhow::Result<u64> {
-        let before = dropped()?;
-        let mut sent = 0;
-        for port in ports.clone() {
-            let target = SocketAddr::new(remote, SINK + (port - ports.start) % spread);
-            UdpSocket::bind((local, port))?.send_to(b"one", target)?;
-            sent += 1;
-        }
-        Ok(sent - (dropped()? - before))
-    };
-    from.netns().run(send).expect("entered").expect("sent")
-}
-
-/// Packets that the pod's own wire has dropped before any program saw them.
-fn dropped() -> anyhow::Result<u64> {
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
-    let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
-    Ok(line.split_whitespace().nth(11).context("no column of drops")?.parse()?)
-}
-
-/// Packets that windows of one subject and direction tell, rows told twice counted once.
-#[derive(Default)]
-pub(crate) struct Sums {
-    seen: BTreeSet<String>,
-    rows: Vec<Value>,
-}
-
-impl Sums {
-    fn read(&mut self, records: &mut Records) {
-        for row in records.rest().expect("records") {
-            if row["event"] != "window" || row["protocol"] != 17 && row["protocol"] != "UDP" {
-                continue;
-            }
-            let same =
-                ["source", "destination", "decision", "first", "last", "packets", "connections", "policyRevision"]
-                    .map(|key| row[key].to_string());
-            let again = row["flags"].to_string().contains("mayRepeat");
-            if self.seen.insert(same.concat()) || !again {
-                self.rows.push(row);
-            }
-        }
-    }
-
-    fn packets(&self, wanted: impl Fn(&Value) -> bool) -> u64 {
-        let rows = self.rows.iter().filter(|row| wanted(row));
-        rows.map(|row| row["packets"]["forward"].as_u64().expect("a number")).sum()
-    }
-
-    /// Waits until the windows tell so many packets, and no more.
-    #[track_caller]
-    pub(crate) fn check(&mut self, stage: &mut Stage, what: &str, packets: u64, wanted: impl Fn(&Value) -> bool) {
-        let found = until(what, WINDOW_PATIENCE, || {
-            self.read(stage.records());
-            Ok((self.packets(&wanted) >= packets).then_some(()))
-        });
-        let counted = self.packets(&wanted);
-        found.unwrap_or_else(|error| panic!("{error:#}: {counted} of {packets}\n{}", stage.agent().log()));
-        assert_eq!(counted, packets, "{what}");
-    }
-}
-
-/// Datagrams to the sink, judged as `web` receives them.
-pub(crate) fn received(verdict: &'static str) -> impl Fn(&Value) -> bool {
-    move |row| {
-        row["direction"] == "ingress"
-            && row["destination"]["pod"] == "web"
-            && row["verdict"] == verdict
-            && row["destination"]["port"].as_u64().is_none_or(|port| port >= u64::from(SINK))
-    }
-}
-
-/// Datagrams to the sink, judged as this pod sends them.
-fn sent(pod: &'static str) -> impl Fn(&Value) -> bool {
-    move |row| {
-        row["direction"] == "egress"
-            && row["source"]["pod"] == pod
-            && row["destination"]["port"].as_u64().is_none_or(|port| port >= u64::from(SINK))
-    }
-}
-
-/// A pod that sends all the time, each datagram from a port of its own.
-pub(crate) struct Stream {
-    stop: mpsc::Sender<()>,
-    thread: JoinHandle<u64>,
-}
-
-/// Between two bursts: some thousand datagrams a second are traffic enough.
-const PACE: Duration = Duration::from_millis(5);
-
-impl Stream {
-    pub(crate) fn start(from: &Pod, to: &Pod) -> Self {
-        let (stop, stopped) = mpsc::channel();
-        let (from, to) = (from.clone(), to.clone());
-        let thread = std::thread::spawn(move || {
-            let mut all = 0;
-            for begin in (10_000..60_000_u16).step_by(10) {
-                if stopped.recv_timeout(PACE) != Err(mpsc::RecvTimeoutError::Timeout) {
-                    break;
-                }
-                all += datagrams(&from, &to, begin..begin + 10, 1);
-            }
-            all
-        });
-        Self { stop, thread }
-    }
-
-    pub(crate) fn stop(self) -> u64 {
-        self.stop.send(()).expect("it sends until it is told to stop");
-        self.thread.join().expect("no panic")
-    }
-}
 
 #[test]
 fn windows_add_up_to_every_packet_under_traffic_and_over_two_kills() {
@@ -215,11 +72,6 @@ fn window_ends_early_when_its_map_is_filling_and_nothing_overflows() {
     let agent = stage.agent();
     assert!(agent.metric("reeve_windows_total", &state("filling")).expect("a metric") > 0.0, "not after 600 s");
     assert_eq!(agent.metric("reeve_datapath_packets_total", &state("edges_overflowed")).expect("a metric"), 0.0);
-}
-
-/// Flags of the rows that tell these datagrams.
-pub(crate) fn flags(sums: &Sums, wanted: impl Fn(&Value) -> bool) -> BTreeSet<String> {
-    sums.rows.iter().filter(|row| wanted(row)).map(|row| row["flags"].to_string()).collect()
 }
 
 #[test]

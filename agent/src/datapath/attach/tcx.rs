@@ -2,7 +2,7 @@
 
 use super::clsact::Done;
 use super::{AttachError, Hook, Mark, attach_error, program_id, remove};
-use crate::datapath::load::{HOLD, Loaded};
+use crate::datapath::load::{HOLD, Loaded, make_place};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -177,8 +177,12 @@ pub(in crate::datapath) fn replace(
     }
 }
 
-/// Pins a link; it stays pinned when the descriptor that is returned goes.
+/// Pins a link; it stays pinned when the descriptor that is returned goes. Where there is no bpffs for the pin, the link
+/// is only held by its descriptor: an attempt that fails would take it off its device.
 pub(in crate::datapath) fn pin(link: FdLink, path: &Path) -> Result<FdLink, AttachError> {
+    if path.parent().is_some_and(|directory| make_place(directory).is_err()) {
+        return Ok(link);
+    }
     let pinned = link.pin(path).map_err(|error| AttachError::Pin { path: path.to_owned(), what: error.to_string() })?;
     Ok(pinned.into())
 }
