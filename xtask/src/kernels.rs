@@ -82,11 +82,8 @@ fn packed(places: &Places, arguments: &[String]) -> anyhow::Result<Guest> {
 fn commands(arguments: &[String]) -> String {
     let chosen = |name: &&str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part.as_str()));
     let netns: Vec<&str> = REAL_TRAFFIC.into_iter().filter(chosen).collect();
-    let mut commands = [&["/kernel"][..], &arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat().join(" ");
-    if !netns.is_empty() {
-        commands += &format!("\n/netns --exact {}", netns.join(" "));
-    }
-    commands + "\n"
+    let commands = [&["/kernel"][..], &arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat().join(" ");
+    if netns.is_empty() { commands + "\n" } else { format!("{commands}\n/netns --exact {}\n", netns.join(" ")) }
 }
 
 fn run_on(kernel: &Kernel, mut guest: Guest, work: &Path) -> anyhow::Result<Count> {

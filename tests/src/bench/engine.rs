@@ -107,7 +107,7 @@ fn relabel_one(bed: &mut Testbed, number: u32, round: u32) -> anyhow::Result<f64
     let update = bed.engine.apply(vec![change]);
     let Testbed { kernel, devices, .. } = bed;
     update.plan.iter().try_for_each(|op| kernel.execute(op, devices))?;
-    let taken = own_time()? - begun;
+    let taken = own_time()?.saturating_sub(begun);
     anyhow::ensure!(update.changed, "the relabelled pod changed nothing");
     Ok(taken.as_secs_f64() * 1e3)
 }
@@ -133,7 +133,7 @@ pub fn compile_alone(size: &str) -> anyhow::Result<()> {
     let mut engine = Engine::new(NODE, 0);
     let begun = own_time()?;
     let update = engine.apply(changes);
-    let seconds = (own_time()? - begun).as_secs_f64();
+    let seconds = own_time()?.saturating_sub(begun).as_secs_f64();
     let most = memory_kib("VmHWM:")?.saturating_sub(before);
     anyhow::ensure!(update.changed && update.problems.is_empty(), "problems: {:?}", update.problems.first());
     drop(update);

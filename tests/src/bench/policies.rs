@@ -47,13 +47,13 @@ impl Policies {
 
     /// Writes them, and the pods of other nodes, for a node's agent.
     pub fn write(self, node: &Node) -> anyhow::Result<()> {
-        let pods = (0..self.0).flat_map(|policy| (0..PEERS).map(move |nth| peer(policy, nth))).collect();
-        write(node, "peers.json", pods)?;
-        write(node, "policies.json", (0..self.0).map(manifest).collect())
+        let pods: Vec<_> = (0..self.0).flat_map(|policy| (0..PEERS).map(move |nth| peer(policy, nth))).collect();
+        write(node, "peers.json", &pods)?;
+        write(node, "policies.json", &(0..self.0).map(manifest).collect::<Vec<_>>())
     }
 }
 
-fn write(node: &Node, file: &str, items: Vec<Value>) -> anyhow::Result<()> {
+fn write(node: &Node, file: &str, items: &[Value]) -> anyhow::Result<()> {
     node.manifests().write_text(file, &json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string())
 }
 

@@ -20,7 +20,7 @@ use super::{Node, metrics, wait};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Longest time until it is ready: the verifier reads its programs first, which takes long on a busy machine.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_mins(1);
 
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 

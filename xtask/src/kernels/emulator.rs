@@ -17,9 +17,9 @@ const CPU: &str = "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl";
 /// How often a machine is started whose guest says nothing: without hardware that helps, some die early.
 const STARTS: u32 = 4;
 /// How long a guest may take to its first line.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_mins(2);
 /// How long a guest may say nothing after that.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_mins(5);
 
 /// What the guest's first process says first and last.
 const FIRST: &str = "guest: Linux ";

@@ -140,7 +140,7 @@ impl Kernel {
 
     fn content(&self, file: &str) -> anyhow::Result<Vec<u8>> {
         let path = self.modules.join(file);
-        if !file.ends_with(".xz") {
+        if Path::new(file).extension().is_none_or(|end| end != "xz") {
             return fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
         }
         let output = Command::new("xz").arg("-dc").arg(&path).output().context("cannot run xz")?;
