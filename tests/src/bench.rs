@@ -3,6 +3,7 @@
 //! Invariant: variants alternate within each round, a figure is the median of the rounds, and whoever is compared has
 //! shown before that it enforces.
 
+pub mod agent;
 pub mod bytecode;
 pub mod cluster;
 pub mod datapath;
@@ -39,12 +40,13 @@ pub struct Area {
 }
 
 /// All areas, in the order in which they run.
-pub const AREAS: [Area; 6] = [
+pub const AREAS: [Area; 7] = [
     Area { name: "program", measures: datapath::measures, run: datapath::run },
     Area { name: "flows", measures: flows::measures, run: flows::run },
     Area { name: "engine", measures: engine::measures, run: engine::run },
     Area { name: "path", measures: path::measures, run: path::run },
     Area { name: "rivals", measures: path::rivals, run: path::run_rivals },
+    Area { name: "agent", measures: agent::measures, run: agent::run },
     Area { name: "growth", measures: growth::measures, run: growth::run },
 ];
 
