@@ -5,7 +5,7 @@
 
 use crate::env::Env;
 use crate::parse::{FRAGMENT_LATER, Packet, protocol};
-use crate::walk::Scratch;
+use crate::walk::{self, Scratch};
 use reeve_abi::config::Config;
 use reeve_abi::device::DEVICE_POD_BRIDGE;
 use reeve_abi::endpoint::ENDPOINT_MARKS;
@@ -115,6 +115,9 @@ pub fn resolve<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 pub fn from_pod<E: Env>(env: &E, ifindex: u32) -> bool {
     if ifindex == 0 {
         return false;
+    }
+    if let Some(near) = walk::near(env, ifindex, env.generation()) {
+        return near.endpoint.flags & ENDPOINT_MARKS != 0;
     }
     if let Some(device) = env.device(ifindex) {
         return device.kind == DEVICE_POD_BRIDGE;

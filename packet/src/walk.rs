@@ -18,7 +18,9 @@ use crate::tell;
 use crate::words::{copy, zero};
 use reeve_abi::address::{Address, OWNER_HOST, OWNER_LOCAL_POD};
 use reeve_abi::conntrack::{self as ct, DeniedValue, FlowKey, FlowValue};
-use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6};
+use reeve_abi::endpoint::{
+    DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_CONTESTED_V4, ENDPOINT_CONTESTED_V6, NearValue,
+};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
@@ -163,15 +165,19 @@ pub(crate) fn begin<E: Env>(env: &E, s: &mut Scratch) {
 pub(crate) fn read_endpoint<E: Env>(env: &E, ifindex: u32, s: &mut Scratch) -> Option<bool> {
     // Before the table: what is read there is at least as new.
     let generation = env.generation();
-    if let Some(near) = env.near(ifindex) {
-        // SAFETY: valid for the run of the program (`Env`), and this CPU's own.
-        let near = unsafe { &*near.as_ptr() };
-        if near.generation == generation && near.endpoint.head_ifindex == ifindex {
-            copy(&near.endpoint, &mut s.endpoint);
-            return Some(true);
-        }
+    if let Some(near) = near(env, ifindex, generation) {
+        copy(&near.endpoint, &mut s.endpoint);
+        return Some(true);
     }
     read_far_endpoint(env, ifindex, generation, s)
+}
+
+/// What this CPU has kept of an interface's endpoint, if it still counts.
+#[inline(always)]
+pub(crate) fn near<E: Env>(env: &E, ifindex: u32, generation: u64) -> Option<&NearValue> {
+    // SAFETY: valid for the run of the program (`Env`), and this CPU's own.
+    let near = unsafe { &*env.near(ifindex)?.as_ptr() };
+    (near.generation == generation && near.endpoint.head_ifindex == ifindex).then_some(near)
 }
 
 /// See [`read_endpoint`]: from `ENDPOINTS` itself.
