@@ -155,8 +155,9 @@ pub struct Stream {
     thread: JoinHandle<u64>,
 }
 
-/// Between two bursts: some thousand datagrams a second are traffic enough.
-const PACE: Duration = Duration::from_millis(5);
+/// Between two bursts: some hundred datagrams a second are traffic enough, and as flows that live for half a minute they
+/// stay below a pod's share of the flow table.
+const PACE: Duration = Duration::from_millis(20);
 
 impl Stream {
     /// Starts it.

@@ -98,6 +98,10 @@ fn full_disk_of_the_dictionary_changes_nothing_until_there_is_room() {
             "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "role": "other" } } }] }]
         }),
     );
+    // More than what is left of the file's last page.
+    for number in 0..40 {
+        stage.allow_from(&format!("web-more-{number}"), ("app", "web"), ("role", &format!("more-{number}")));
+    }
     let refused = stage.agent().request("POST", "/sync").expect("an answer");
     assert_eq!(refused.status, 504, "{}", refused.body);
     assert!(refused.body.contains("dictionary"), "{}", refused.body);
