@@ -27,6 +27,8 @@ pub(crate) enum Tier {
     Netns,
     /// Three judges agree on random worlds; needs root.
     Judges,
+    /// What breaks under traffic, with every datagram accounted for, a few minutes long; needs root. Only when asked for.
+    Faults,
     /// The kernel tier and some real traffic on other kernels, emulated; only when asked for by name.
     Kernels,
 }
@@ -47,7 +49,8 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "faults", "demo", "bench"],
+            Self::Netns => &["lab", "netns", "services", "demo", "bench"],
+            Self::Faults => &["faults"],
             Self::Judges => &["judges", "histories"],
             // Those of other tiers.
             Self::Kernels => &["kernel", "netns"],
@@ -69,7 +72,8 @@ pub(crate) fn run(
         }
         run_tier(places, tier, judges, arguments, &mut total)?;
     } else {
-        for tier in Tier::value_variants().iter().filter(|tier| **tier != Tier::Kernels) {
+        let asked_for = [Tier::Kernels, Tier::Faults];
+        for tier in Tier::value_variants().iter().filter(|tier| !asked_for.contains(tier)) {
             if *tier == Tier::Unit || !present(places, *tier).is_empty() {
                 run_tier(places, *tier, judges, arguments, &mut total)?;
             } else {
@@ -115,7 +119,7 @@ fn run_tier(
     setup::need_root("tests of this tier load eBPF programs or make network namespaces")?;
     setup::lab()?;
     compile::bpf_object(places)?;
-    if matches!(tier, Tier::Netns) {
+    if matches!(tier, Tier::Netns | Tier::Faults) {
         compile::programs(places, Profile::Dev, &["reeve-agent", "reeve", "reeve-tests"])?;
     }
     let mut cargo = compile::cargo_with_object(places);

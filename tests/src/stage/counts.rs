@@ -119,7 +119,20 @@ impl Sums {
     /// Waits until the windows tell so many packets, and no more.
     #[track_caller]
     pub fn check(&mut self, stage: &mut Stage, what: &str, packets: u64, wanted: impl Fn(&Value) -> bool) {
-        let found = until(what, WINDOW_PATIENCE, || {
+        self.check_within(WINDOW_PATIENCE, stage, what, packets, wanted);
+    }
+
+    /// The same with other patience.
+    #[track_caller]
+    pub fn check_within(
+        &mut self,
+        patience: Duration,
+        stage: &mut Stage,
+        what: &str,
+        packets: u64,
+        wanted: impl Fn(&Value) -> bool,
+    ) {
+        let found = until(what, patience, || {
             self.read(stage.records());
             Ok((self.packets(&wanted) >= packets).then_some(()))
         });

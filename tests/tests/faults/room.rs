@@ -1,6 +1,7 @@
 //! Every map without room, one after the other: named, closed where it must be, and counted.
 
 use crate::{PATIENCE, metric};
+use reeve_tests::lab::until;
 use reeve_tests::stage::counts::{SINK, Sums, Traffic, counted, datagrams, received, sent};
 use reeve_tests::stage::{WEB, get};
 use reeve_tests::traffic::{NoAnswer, Server};
@@ -26,7 +27,8 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
     }
     let (mut stage, web, client, guest) = counted("f-policy-room", 600, "");
     let big = stage.pod("big", &[("app", "big")]);
-    stage.policy("big", &big_policy());
+    // The last one in order is refused first.
+    stage.policy("zz-big", &big_policy());
     stage.settled();
     stage.denies(&client, &big, WEB, "tierDefault");
     for map in ["NETWORKS", "CLASSES", "PEERS", "PORTS", "RANGES"] {
@@ -35,7 +37,7 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
         stage.agent().restart().expect("restarted");
         let named = stage.problems(&format!("of map {map}"));
         assert_eq!(named.len(), 1, "{map}: {named:?}");
-        assert_eq!(named[0]["object"], "NetworkPolicy/shop/big", "{map}");
+        assert_eq!(named[0]["object"], "NetworkPolicy/shop/zz-big", "{map}");
         assert_eq!(get(&client, &big), Err(NoAnswer::TimedOut), "{map}: what is refused denies");
         let refused = |row: &Value| row["decision"]["default"] == "refusedPolicy" && row["destination"]["pod"] == "big";
         stage.records().wait_for(PATIENCE, refused).unwrap_or_else(|error| panic!("{map}: {error:#}"));
@@ -44,7 +46,7 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
         stage.denies(&guest, &web, WEB, "web-clients");
     }
     // Control: without it there is room for all the rest.
-    stage.lab.manifests().remove("big").expect("removed");
+    stage.lab.manifests().remove("zz-big").expect("removed");
     stage.settled();
     assert!(stage.problems("of map").is_empty());
     stage.allows(&client, &big, WEB, "noPolicySelects");
@@ -92,16 +94,23 @@ fn ring_buffer_that_is_far_too_small_loses_detail_that_is_counted_and_no_count()
     let before = (told(&mut stage), metric(&mut stage, "reeve_datapath_packets_total", &state));
     let sink = Server::sink(web.netns(), web.v4(), SINK).expect("a sink");
     let (mut allowed, mut denied) = (0, 0);
-    for first in (20_000..24_000_u16).step_by(1_000) {
-        allowed += datagrams(&client, &web, first..first + 1_000, 1);
-        denied += datagrams(&guest, &web, first..first + 1_000, 1);
+    let mut clients = Vec::new();
+    for first in (20_000..24_000_u16).step_by(100) {
+        // Not more at once than a socket holds.
+        allowed += datagrams(&client, &web, first..first + 100, 1);
+        denied += datagrams(&guest, &web, first..first + 100, 1);
+        let arrived = until("what is allowed", PATIENCE, || {
+            clients.extend(sink.clients());
+            Ok((clients.len() as u64 >= allowed).then_some(()))
+        });
+        arrived.expect("it comes");
     }
     let mut sums = Sums::default();
     sums.check(&mut stage, "what client sent", allowed, sent("client"));
     sums.check(&mut stage, "what guest sent", denied, sent("guest"));
     sums.check(&mut stage, "what web got", allowed, received("allow"));
     sums.check(&mut stage, "what web did not get", denied, received("deny"));
-    let clients = sink.clients();
+    clients.extend(sink.clients());
     assert_eq!(clients.iter().filter(|who| who.ip() == client.v4()).count() as u64, allowed);
     assert!(clients.iter().all(|who| who.ip() == client.v4()), "what is denied stays denied");
     stage.settled();
@@ -111,6 +120,7 @@ fn ring_buffer_that_is_far_too_small_loses_detail_that_is_counted_and_no_count()
     assert!(lost > 100.0, "the buffer was not too small: {lost}");
     // Each datagram is a flow of its own, judged at both ends.
     assert_eq!(told + lost, 2.0 * (allowed + denied) as f64);
+    drop(sink);
     let traffic = Traffic::start(&web, &client, &guest);
     traffic.denied.wait_for(200);
     let account = traffic.stop();
