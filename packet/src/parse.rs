@@ -128,6 +128,36 @@ impl Packet {
         matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP | protocol::UDPLITE)
     }
 
+    /// Where the reading of one header after another has come to. It is kept here and not in a register: the verifier
+    /// follows every value that a register may have, and none that lies in a map, so a loop costs it as many steps as there
+    /// may be headers and not as there are ways through them.
+    #[inline(always)]
+    fn at(&self) -> u32 {
+        // SAFETY: a field of this value.
+        unsafe { (&raw const self.l4_offset).read_volatile() }
+    }
+
+    /// See [`Packet::at`].
+    #[inline(always)]
+    fn move_to(&mut self, at: u32) {
+        // SAFETY: a field of this value.
+        unsafe { (&raw mut self.l4_offset).write_volatile(at) }
+    }
+
+    /// The kind of header that stands there; kept as [`Packet::at`] is.
+    #[inline(always)]
+    fn next(&self) -> u8 {
+        // SAFETY: a field of this value.
+        unsafe { (&raw const self.protocol).read_volatile() }
+    }
+
+    /// See [`Packet::next`].
+    #[inline(always)]
+    fn expect(&mut self, next: u8) {
+        // SAFETY: a field of this value.
+        unsafe { (&raw mut self.protocol).write_volatile(next) }
+    }
+
     /// Whether it is ICMP of its family.
     #[inline(always)]
     pub fn is_icmp(&self) -> bool {
@@ -294,7 +324,7 @@ pub fn ipv4<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
     if total < header_bytes || (total > available && !quoted) || header_bytes > available {
         return Kind::Malformed;
     }
-    if header_bytes > 20 && !quoted && !options_are_plain(env, offset + 20, offset + header_bytes) {
+    if header_bytes > 20 && !quoted && !options_are_plain(env, offset + 20, offset + header_bytes, packet) {
         return Kind::Malformed;
     }
     let field = u16::from_be_bytes([h[6], h[7]]);
@@ -314,30 +344,32 @@ pub fn ipv4<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
     layer4(env, quoted, packet)
 }
 
-/// Whether every IPv4 option can be read and none makes the destination another than the header shows.
+/// Whether every IPv4 option from `from` to `to` can be read and none makes the destination another than the header
+/// shows.
 #[inline(always)]
-fn options_are_plain<B: Bytes>(env: &B, from: u32, to: u32) -> bool {
-    let mut at = from;
+fn options_are_plain<B: Bytes>(env: &B, from: u32, to: u32, packet: &mut Packet) -> bool {
+    packet.move_to(from);
     let mut left = option::MAX_BYTES;
-    while at < to && left > 0 {
+    while packet.at() < to && left > 0 {
         left -= 1;
+        let at = packet.at();
         let (mut kind, mut length) = ([0u8], [0u8]);
         if !env.load(at, &mut kind) {
             return false;
         }
         match kind[0] {
             option::END => return true,
-            option::PADDING => at += 1,
+            option::PADDING => packet.move_to(at + 1),
             option::LOOSE_ROUTE | option::STRICT_ROUTE => return false,
             _ => {
                 if !env.load(at + 1, &mut length) || length[0] < 2 {
                     return false;
                 }
-                at += u32::from(length[0]);
+                packet.move_to(at + u32::from(length[0]));
             }
         }
     }
-    at == to
+    packet.at() == to
 }
 
 /// Notes which part of a fragmented packet this is: `bytes` from `begins` on, with `more` to come. False if no sender
@@ -391,18 +423,22 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
     packet.fragment = FRAGMENT_NONE;
     packet.fragment_edge = 0;
     packet.identification = 0;
-    let mut next = h[6];
-    let mut at = offset + 40;
+    packet.expect(h[6]);
+    packet.move_to(offset + 40);
     let mut left = MAX_EXTENSIONS;
     let mut cut = false;
-    while matches!(
-        next,
-        extension::HOP_BY_HOP
-            | extension::ROUTING
-            | extension::FRAGMENT
-            | extension::AUTHENTICATION
-            | extension::DESTINATION
-    ) {
+    while packet.fragment != FRAGMENT_LATER {
+        let (next, at) = (packet.next(), packet.at());
+        if !matches!(
+            next,
+            extension::HOP_BY_HOP
+                | extension::ROUTING
+                | extension::FRAGMENT
+                | extension::AUTHENTICATION
+                | extension::DESTINATION
+        ) {
+            break;
+        }
         if left == 0 {
             return Kind::Malformed;
         }
@@ -424,16 +460,13 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
             cut = true;
             let field = u16::from_be_bytes([e[2], e[3]]);
             packet.identification = u32::from_be_bytes([e[4], e[5], e[6], e[7]]);
-            next = e[0];
-            at += 8;
+            packet.expect(e[0]);
+            packet.move_to(at + 8);
             let begins = u32::from(field & 0xfff8);
-            if !fragment(packet, begins, field & 1 != 0, packet.end.saturating_sub(at)) && !quoted {
+            if !fragment(packet, begins, field & 1 != 0, packet.end.saturating_sub(at + 8)) && !quoted {
                 return Kind::Malformed;
             }
-            if packet.fragment == FRAGMENT_LATER {
-                break; // what follows is payload, whatever it looks like
-            }
-            continue;
+            continue; // what follows a later one is payload, whatever it looks like
         }
         if next == extension::AUTHENTICATION && e[1] == 0 {
             return Kind::Malformed; // shorter than its own fixed part
@@ -441,14 +474,12 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
         // Authentication headers count in units of 4 bytes, the others in units of 8.
         let bytes =
             if next == extension::AUTHENTICATION { (u32::from(e[1]) + 2) * 4 } else { (u32::from(e[1]) + 1) * 8 };
-        next = e[0];
-        at += bytes;
-        if at > packet.end {
+        packet.expect(e[0]);
+        packet.move_to(at + bytes);
+        if at + bytes > packet.end {
             return Kind::Malformed;
         }
     }
-    packet.protocol = next;
-    packet.l4_offset = at;
     layer4(env, quoted, packet)
 }
 

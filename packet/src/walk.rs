@@ -328,7 +328,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
     let fixed = found.flags & ct::FLOW_OWN_NODE != 0;
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && !fixed {
-        s.flow = *found;
+        copy(found, &mut s.flow);
         if rejudge(env, hook, s, found) == 1 {
             // Not the counters: other CPUs add to them meanwhile.
             found.decision = s.flow.decision;
@@ -620,8 +620,8 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         return 0;
     }
     // The first packet is told with the flow: `EDGES` has it from here on.
-    s.flow.flushed_packets = [0; 2];
-    s.flow.flushed_bytes = [0; 2];
+    zero(&mut s.flow.flushed_packets);
+    zero(&mut s.flow.flushed_bytes);
     tell::edge(env, s, 1);
     tell::event(env, hook, s, event::EVENT_OPENED, DecisionId(0), 0);
     env.count(stats::ALLOWED_JUDGED);
@@ -646,22 +646,20 @@ pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let mut told_packets = counted;
     let mut told_bytes = bytes;
     let mut tell_now = true;
-    s.flow = FlowValue {
-        decision: s.ruling.decision,
-        revision: s.endpoint.head_revision,
-        peer_workload: s.peer.workload,
-        peer_identity: s.peer.identity,
-        own_identity: s.endpoint.identity,
-        first_ns: s.now_ns,
-        last_ns: s.now_ns,
-        direction: hook.direction(),
-        verdict: VERDICT_DENY,
-        port: u32::from(flow::judged_port(&s.packet)),
-        real: s.seen.real,
-        service: s.seen.service,
-        rewritten_ports: s.seen.ports,
-        ..FlowValue::default()
-    };
+    zero(&mut s.flow);
+    s.flow.decision = s.ruling.decision;
+    s.flow.revision = s.endpoint.head_revision;
+    s.flow.peer_workload = s.peer.workload;
+    s.flow.peer_identity = s.peer.identity;
+    s.flow.own_identity = s.endpoint.identity;
+    s.flow.first_ns = s.now_ns;
+    s.flow.last_ns = s.now_ns;
+    s.flow.direction = hook.direction();
+    s.flow.verdict = VERDICT_DENY;
+    s.flow.port = u32::from(flow::judged_port(&s.packet));
+    s.flow.real = s.seen.real;
+    s.flow.service = s.seen.service;
+    s.flow.rewritten_ports = s.seen.ports;
     if let Some(found) = env.denied(&key) {
         let found = found.as_ptr();
         // SAFETY: valid for the run of the program (`Env`); counters are added to atomically.

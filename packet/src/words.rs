@@ -11,6 +11,7 @@ use reeve_abi::endpoint::EndpointValue;
 pub(crate) trait Words: Copy {}
 impl Words for EndpointValue {}
 impl Words for FlowValue {}
+impl Words for [u64; 2] {}
 impl Words for Peer {}
 impl Words for Rewritten {}
 

@@ -137,13 +137,7 @@ impl Loaded {
             }
         }
         let mut programs = loader.load(object).map_err(|source| LoadError::Kernel(Box::new(source)))?;
-        for name in [FROM_POD, TO_POD, HOLD, UPLINK, UPLINK_IN] {
-            let program = classifier(&mut programs, name)?;
-            patiently(|| program.load()).map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
-        }
-        let program = cgroup_program(&mut programs)?;
-        patiently(|| program.load())
-            .map_err(|source| LoadError::Program { name: HOST_IN, source: Box::new(source) })?;
+        verify(&mut programs)?;
         let events = match programs.take_map(EVENTS) {
             Some(map) => {
                 RingBuf::try_from(map).map_err(|source| LoadError::Map { name: EVENTS, source: Box::new(source) })?
@@ -253,6 +247,34 @@ fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), P
 
 /// How often a load that was interrupted is tried again.
 const LOADS: u32 = 5;
+
+/// Loads the programs that are wanted at once, each on a thread of its own: the kernel takes up to half a second to verify
+/// one, and nothing is enforced anew before all are.
+fn verify(programs: &mut Ebpf) -> Result<(), LoadError> {
+    let wanted = [FROM_POD, TO_POD, HOLD, UPLINK, UPLINK_IN, HOST_IN];
+    if let Some(name) = wanted.into_iter().find(|name| programs.program(name).is_none()) {
+        return Err(LoadError::Missing { kind: "program", name });
+    }
+    std::thread::scope(|scope| {
+        let mut loads = Vec::new();
+        for (found, program) in programs.programs_mut() {
+            let Some(name) = wanted.into_iter().find(|name| *name == found) else { continue };
+            loads.push((name, scope.spawn(move || patiently(|| load_one(program)))));
+        }
+        loads.into_iter().try_for_each(|(name, load)| match load.join() {
+            Ok(loaded) => loaded.map_err(|source| LoadError::Program { name, source: Box::new(source) }),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+fn load_one(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
 
 fn cgroup_program(programs: &mut Ebpf) -> Result<&mut CgroupSkb, LoadError> {
     match programs.program_mut(HOST_IN) {
