@@ -25,6 +25,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Between two looks at the ring buffer: waking a reader per event would cost 200 times the event.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
+/// The same at most, after a while in which nothing came: looking costs more than anything else that an idle agent does.
+const DRAIN_AT_LEAST_EVERY: Duration = Duration::from_millis(80);
 /// Events read before what they tell is written: a flood that never ends must not keep the rest waiting.
 const EVENTS_AT_ONCE: usize = 4_096;
 /// More than the ring buffer holds.
@@ -188,21 +190,22 @@ impl Recorder {
 
     /// Drains until told to stop, or left alone, and then once more.
     pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
-        let mut timer = tokio::time::interval(DRAIN_EVERY);
+        let mut wait = DRAIN_EVERY;
         loop {
             let stopped = tokio::select! {
-                _ = timer.tick() => false,
+                () = tokio::time::sleep(wait) => false,
                 _ = &mut stop => true,
             };
             if stopped {
-                return self.drain(EVENTS_AT_LAST);
+                self.drain(EVENTS_AT_LAST);
+                return;
             }
-            self.drain(EVENTS_AT_ONCE);
+            wait = if self.drain(EVENTS_AT_ONCE) == 0 { (wait * 2).min(DRAIN_AT_LEAST_EVERY) } else { DRAIN_EVERY };
         }
     }
 
-    /// Reads what has come so far, at most so many events, and writes it.
-    pub fn drain(&mut self, at_most: usize) {
+    /// Reads what has come so far, at most so many events, and writes it; returns how many records that were.
+    pub fn drain(&mut self, at_most: usize) -> u64 {
         let mut text = String::new();
         let mut lines = 0_u64;
         let mut windows = Vec::new();
@@ -262,6 +265,7 @@ impl Recorder {
             // Nobody waits for it when the agent is ending.
             let _ = window.send(is_written);
         }
+        lines
     }
 }
 

@@ -8,6 +8,7 @@ use crate::records::{Live, Recorder};
 use crate::windows::Windows;
 use anyhow::Context;
 use futures_util::StreamExt;
+use ipnet::IpNet;
 use netlink_packet_core::NetlinkPayload;
 use notify::Watcher;
 use rtnetlink::MulticastGroup;
@@ -255,24 +256,21 @@ fn hear(message: &NetlinkPayload<RouteNetlinkMessage>, heard: &mut Scope) {
     match message {
         NetlinkPayload::InnerMessage(NewLink(_) | DelLink(_)) => heard.devices = true,
         NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => match destination(route) {
-            Some(address) => drop(heard.routes.insert(address)),
+            Some(prefix) => drop(heard.routes.insert(prefix)),
             None => heard.everywhere = true,
         },
         _ => heard.everywhere = true,
     }
 }
 
-/// The one address that a route leads to.
-fn destination(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(v4)) if route.header.destination_prefix_length == 32 => {
-            Some(IpAddr::V4(*v4))
-        }
-        RouteAttribute::Destination(RouteAddress::Inet6(v6)) if route.header.destination_prefix_length == 128 => {
-            Some(IpAddr::V6(*v6))
-        }
+/// Where a route leads to; `None` for a default route, and for one that cannot be read.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
         _ => None,
-    })
+    })?;
+    IpNet::new(address, route.header.destination_prefix_length).ok()
 }
 
 /// One agent per run directory; uninstalling, too, needs it for itself.

@@ -411,8 +411,7 @@ fn name(path: &Path) -> String {
 }
 
 fn program_id(loaded: &mut Loaded, hook: Hook) -> Result<u32, AttachError> {
-    let info = loaded.classifier(hook.program)?.info();
-    Ok(info.map_err(|source| LoadError::Program { name: hook.program, source: Box::new(source) })?.id())
+    Ok(loaded.program_id(hook.program)?)
 }
 
 fn attach_error(interface: &str, ifindex: u32, hook: Hook) -> impl Fn(ProgramError) -> AttachError + use<> {

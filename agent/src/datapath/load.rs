@@ -97,6 +97,8 @@ pub struct Loaded {
     pub adopted: Adopted,
     /// Where the maps are pinned.
     directory: Option<PathBuf>,
+    /// Numbers of programs, as far as they were asked for.
+    ids: BTreeMap<&'static str, u32>,
 }
 
 /// What was found at start.
@@ -153,7 +155,7 @@ impl Loaded {
             Pins::None => None,
             Pins::Directory(directory) => Some(directory.to_owned()),
         };
-        Ok(Self { maps, programs, events: Some(events), aside, adopted, directory })
+        Ok(Self { maps, programs, events: Some(events), aside, adopted, directory, ids: BTreeMap::new() })
     }
 
     /// Pins the maps again that have lost their pins, and returns how many: without them the next agent would find
@@ -202,6 +204,17 @@ impl Loaded {
 
     pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
         classifier(&mut self.programs, name)
+    }
+
+    /// The kernel's number of a program for devices.
+    pub(super) fn program_id(&mut self, name: &'static str) -> Result<u32, LoadError> {
+        if let Some(id) = self.ids.get(name) {
+            return Ok(*id);
+        }
+        let info = self.classifier(name)?.info();
+        let id = info.map_err(|source| LoadError::Program { name, source: Box::new(source) })?.id();
+        self.ids.insert(name, id);
+        Ok(id)
     }
 
     /// A program that is loaded when it is wanted for the first time.

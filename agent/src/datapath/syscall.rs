@@ -21,6 +21,7 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 const OBJECT_PIN: libc::c_long = 6;
+const PROGRAM_QUERY: libc::c_long = 16;
 const OBJECT_GET: libc::c_long = 7;
 const OBJECT_GET_INFO: libc::c_long = 15;
 const LINK_UPDATE: libc::c_long = 29;
@@ -115,6 +116,42 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attributes =
         LinkUpdate { link_fd: fd_number(link), new_program_fd: fd_number(program), ..LinkUpdate::default() };
     bpf(LINK_UPDATE, &mut attributes)
+}
+
+/// `union bpf_attr`, asking for the programs of a device's chain.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// A chain of TCX is no longer.
+const LONGEST_CHAIN: usize = 64;
+
+/// Numbers of the programs that stand at a device, first to last; `attach_type` is `BPF_TCX_INGRESS` or
+/// `BPF_TCX_EGRESS`. One call: it is asked of each device again and again.
+pub(super) fn chain(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut programs = vec![0_u32; LONGEST_CHAIN];
+    let mut attributes = Query {
+        ifindex,
+        attach_type,
+        programs: address(programs.as_mut_ptr()),
+        count: u32::try_from(LONGEST_CHAIN).expect("few"),
+        ..Query::default()
+    };
+    bpf(PROGRAM_QUERY, &mut attributes)?;
+    programs.truncate(attributes.count as usize);
+    Ok(programs)
 }
 
 /// `union bpf_attr`, detaching a link.

@@ -11,13 +11,14 @@ use crate::datapath::{MapError, reconcile};
 use crate::seed::TrackedTable;
 use crate::sweep::share;
 use anyhow::Context;
+use ipnet::IpNet;
 use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::EndpointImage;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+
 use std::time::{Duration, Instant};
 
 /// How long programs are taken to stand where they were seen, unless interfaces change.
@@ -33,8 +34,8 @@ pub struct Scope {
     pub everywhere: bool,
     /// Whether devices stand as they stood: those that have changed are looked at, and ports of bridges.
     pub devices: bool,
-    /// Addresses to which the way has changed.
-    pub routes: BTreeSet<IpAddr>,
+    /// Prefixes to which the way has changed.
+    pub routes: BTreeSet<IpNet>,
 }
 
 impl Scope {
@@ -46,6 +47,11 @@ impl Scope {
     /// Whether nothing was heard of interfaces and routes.
     fn is_about_facts(&self) -> bool {
         !self.everywhere && !self.devices && self.routes.is_empty()
+    }
+
+    /// Those of the prefixes that are more than one address.
+    fn prefixes(&self) -> Vec<IpNet> {
+        self.routes.iter().filter(|route| route.prefix_len() < route.max_prefix_len()).copied().collect()
     }
 }
 
@@ -88,6 +94,7 @@ impl Enforcer {
             self.stood_at = Some((Instant::now(), links.clone()));
         }
         let (mut tracked, mut bridged) = (TrackedTable::default(), Bridged::default());
+        let prefixes = scope.prefixes();
         let mut looked = 0;
         for (workload, image) in endpoints {
             let here = self.interfaces.get(&workload);
@@ -95,7 +102,9 @@ impl Enforcer {
                 links.device(device.ifindex).as_ref() == Some(device) && (scope.is_about_facts() || device.bridge == 0)
             });
             let addresses = [image.address_v4, image.address_v6];
-            let moved = addresses.iter().any(|address| scope.routes.contains(&unmapped(address.0)));
+            let moved = addresses.iter().map(|address| unmapped(address.0)).any(|address| {
+                scope.routes.contains(&IpNet::from(address)) || prefixes.iter().any(|route| route.contains(&address))
+            });
             if !everywhere && stays && !moved && self.is_placed(workload, &image) {
                 continue;
             }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::Sheet;
 use super::measure::{Measure, Target};
 use super::rounds::median;
-use crate::lab::{Agent, AgentOptions, Lab, Mode, Node};
+use crate::lab::{Agent, AgentOptions, Lab, Mode, Netns, Node};
 
 /// Pods of a usual and of a crowded node.
 const USUAL: u32 = 100;
@@ -122,6 +122,8 @@ fn crowded_node(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
 /// A node with devices of pods that send nothing.
 struct Town {
     node: Node,
+    /// Where the pods' own ends are.
+    ends: Netns,
     /// Goes last.
     _lab: Lab,
 }
@@ -131,7 +133,7 @@ impl Town {
         let lab = Lab::new(name)?;
         lab.manifests().namespace("town", &[])?;
         let node = lab.node("node", Mode::Routed)?;
-        let town = Self { node, _lab: lab };
+        let town = Self { node, ends: lab.outside("ends")?, _lab: lab };
         town.devices(0..pods)?;
         town.list("pods.json", &(0..pods).map(|number| town.pod(number)).collect::<Vec<_>>())?;
         town.list("policies.json", &(0..POLICIES).map(policy).collect::<Vec<_>>())?;
@@ -140,16 +142,18 @@ impl Town {
 
     /// The device of each pod, the way to it, and an end at which nobody is.
     fn devices(&self, numbers: impl Iterator<Item = u32>) -> anyhow::Result<()> {
-        let mut commands = Vec::new();
+        let (mut commands, mut up) = (Vec::new(), Vec::new());
         for number in numbers {
+            let (device, ends) = (device(number), self.ends.name());
+            up.push(format!("link set {device} up"));
             commands.extend([
-                format!("link add {} type veth peer name {}-end", device(number), device(number)),
-                format!("link set {} up", device(number)),
-                format!("link set {}-end up", device(number)),
-                format!("route add {}/32 dev {}", address(number), device(number)),
+                format!("link add {device} type veth peer name {device} netns {ends}"),
+                format!("link set {device} up"),
+                format!("route add {}/32 dev {device}", address(number)),
             ]);
         }
-        self.node.netns().ip(&commands)
+        self.node.netns().ip(&commands)?;
+        self.ends.ip(&up)
     }
 
     fn pod(&self, number: u32) -> Value {

@@ -3,9 +3,11 @@
 use super::clsact::Done;
 use super::{AttachError, Hook, Mark, attach_error, program_id, remove};
 use crate::datapath::load::{HOLD, Loaded, make_place};
+use crate::datapath::syscall;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,10 @@ pub(in crate::datapath) enum Standing {
     Behind,
     Missing,
 }
+
+/// `enum bpf_attach_type`.
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 
 /// How long the kernel may take to let go of a link that nobody holds any more.
 const RELEASE: Duration = Duration::from_secs(2);
@@ -150,8 +156,11 @@ pub(in crate::datapath) fn standing(
     ifindex: u32,
 ) -> Result<Standing, AttachError> {
     let ours = program_id(loaded, hook)?;
-    let (_, chain) = SchedClassifier::query_tcx(interface, hook.at).map_err(attach_error(interface, ifindex, hook))?;
-    Ok(match chain.iter().position(|program| program.id() == ours) {
+    let at = if hook.at == TcAttachType::Ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS };
+    let chain = syscall::chain(ifindex, at).map_err(|io_error| {
+        attach_error(interface, ifindex, hook)(SyscallError { call: "bpf_prog_query", io_error }.into())
+    })?;
+    Ok(match chain.iter().position(|program| *program == ours) {
         Some(0) => Standing::First,
         Some(_) => Standing::Behind,
         None => Standing::Missing,
