@@ -11,6 +11,7 @@
 pub mod budget;
 mod decide;
 pub mod env;
+mod express;
 pub mod flow;
 mod fragment;
 #[cfg(test)]

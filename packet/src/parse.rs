@@ -181,7 +181,7 @@ const HEAD_V6: usize = 62;
 ///
 /// Invariant: says what the reading of each header in turn would say.
 #[inline(always)]
-fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
+pub(crate) fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
     let h: &[u8; HEAD_V4] = env.head()?;
     let (v6, total, l4) = match (u16::from_be_bytes([h[12], h[13]]), h[14]) {
         (ETHERTYPE_IPV4, 0x45) if [h[20] & 0x3f, h[21]] == [0; 2] => {

@@ -6,6 +6,7 @@
 use crate::budget;
 use crate::decide;
 use crate::env::{Action, Env, Hook};
+use crate::express::{self, Outcome};
 use crate::flow;
 use crate::fragment::ports_of_fragment;
 use crate::judge::{self, Peer, Ruling};
@@ -34,8 +35,12 @@ const ENDPOINT_RETRIES: u32 = 2;
 /// Judges one frame at a pod's interface, and marks what the pod sends.
 #[inline(always)]
 pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
+    let outcome = express::judge(env, hook, s);
+    if matches!(outcome, Outcome::Passes) {
+        return Action::Continue;
+    }
     s.stamp = KIND_NONE;
-    let action = walk(env, hook, s);
+    let action = walk(env, hook, s, outcome);
     if matches!(hook, Hook::FromPod) && matches!(action, Action::Continue) {
         if s.stamp == KIND_PENDING {
             mark::put(env, s, KIND_PENDING);
@@ -47,7 +52,7 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
 }
 
 #[inline(always)]
-fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
+fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, outcome: Outcome) -> Action {
     match read_endpoint(env, env.ifindex(), s) {
         Some(true) => {}
         Some(false) => {
@@ -66,7 +71,12 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     s.carried = KIND_NONE;
     s.stamp = KIND_POD;
     zero(&mut s.seen);
-    match parse::frame(env, &mut s.packet) {
+    let kind = match outcome {
+        Outcome::Passes | Outcome::Unread => parse::frame(env, &mut s.packet),
+        Outcome::Unusual => parse::behind(env, parse::ETHERNET_BYTES, &mut s.packet),
+        Outcome::Read | Outcome::Found(_) => Kind::Ip,
+    };
+    match kind {
         Kind::Ip => {}
         Kind::Arp => return discovered(env, hook, s, neighbour::arp(hook, &s.endpoint, &s.packet)),
         Kind::NotIp => {
@@ -135,7 +145,11 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
     if quotes && let Some(action) = related(env, hook, s) {
         return action;
     }
-    if let Some(found) = env.flow(&s.key) {
+    let found = match outcome {
+        Outcome::Found(found) if matches!(hook, Hook::FromPod) => Some(found),
+        _ => env.flow(&s.key),
+    };
+    if let Some(found) = found {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
         if let Some(action) = known(env, hook, s, found) {
@@ -152,12 +166,18 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
 #[inline(always)]
 pub(crate) fn begin<E: Env>(env: &E, s: &mut Scratch) {
     s.address_epoch = env.config().address_epoch;
+    s.now_ns = tick(env, s);
+}
+
+/// The time of the last tick, ns; the clock is looked at once in each.
+#[inline(always)]
+pub(crate) fn tick<E: Env>(env: &E, s: &mut Scratch) -> u64 {
     let ticks = env.ticks();
     if s.ticks != ticks {
         s.ticks = ticks;
         s.tick_ns = env.tick_ns();
     }
-    s.now_ns = s.tick_ns;
+    s.tick_ns
 }
 
 /// Copies the endpoint of an interface. `Some(true)`: read whole; `Some(false)`: there is none; `None`: stays torn.
