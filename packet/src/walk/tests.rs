@@ -2,6 +2,7 @@
 
 mod counts;
 mod established;
+mod express;
 mod fragments;
 mod icmp;
 mod marks;
