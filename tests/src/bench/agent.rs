@@ -243,7 +243,7 @@ fn idle(agent: &Agent) -> anyhow::Result<f64> {
 }
 
 /// Time on a processor of all threads of a process so far.
-fn processor_time(process: u32) -> anyhow::Result<Duration> {
+pub(super) fn processor_time(process: u32) -> anyhow::Result<Duration> {
     let mut sum = 0;
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
         let path = thread?.path().join("schedstat");

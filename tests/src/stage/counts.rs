@@ -75,7 +75,7 @@ pub fn datagrams(from: &Pod, to: &Pod, ports: std::ops::Range<u16>, spread: u16)
 }
 
 /// Packets that the pod's own wire has dropped before any program saw them.
-fn dropped() -> anyhow::Result<u64> {
+pub(crate) fn dropped() -> anyhow::Result<u64> {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
     Ok(line.split_whitespace().nth(11).context("no column of drops")?.parse()?)
