@@ -251,7 +251,7 @@ impl Compiler {
             Owner::Pod(uid) => {
                 let pod = self.pods.get(uid).expect("claimants are known");
                 let kind = if self.pods.is_local(pod) { OWNER_LOCAL_POD } else { OWNER_REMOTE_POD };
-                (Some(Identity { networks: prefixes(), ..pod.bare.clone() }), workload_id(uid), kind)
+                (Some(Identity { networks: prefixes(), ..Identity::clone(&pod.bare) }), workload_id(uid), kind)
             }
         };
         let key = mapped(address);
@@ -362,7 +362,7 @@ impl Compiler {
             let address = of_family().find(|(_, owner)| is_own(owner)).map(|(address, _)| address);
             endpoint.contested[usize::from(family == Family::V6)] =
                 address.is_none() && of_family().any(|(_, owner)| *owner == Owner::Contested);
-            let mut identity = pod.bare.clone();
+            let mut identity = Identity::clone(&pod.bare);
             if let Some(address) = address {
                 identity.networks = self.prefixes.containing(*address, if address.is_ipv4() { 32 } else { 128 });
                 shown.get_or_insert_with(|| identity.clone());
@@ -396,7 +396,7 @@ impl Compiler {
                 };
             }
         }
-        let shown = shown.unwrap_or_else(|| pod.bare.clone());
+        let shown = shown.unwrap_or_else(|| Identity::clone(&pod.bare));
         endpoint.identity = shown.id();
         self.preview.set(workload_id(uid), asked);
         Some((endpoint, shown, held))

@@ -56,8 +56,9 @@ impl Engine {
         }
     }
 
-    /// Takes in changes and says what they lead to.
-    pub fn apply(&mut self, changes: Vec<Change>) -> Update {
+    /// Takes in changes and says what they lead to. Each is let go of once it is taken in: who has many need not hold them
+    /// all at once.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Update {
         let touched: Vec<Touched> = changes.into_iter().flat_map(|change| self.store.apply(change)).collect();
         self.revision.0 += 1;
         let mut problems = self.store.problems();

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Holders by what they hold; what several hold is found without asking for each.
 #[derive(Debug)]
 pub(crate) struct Holders<K, H> {
-    all: BTreeMap<K, BTreeSet<H>>,
+    /// In order and without repetition. A list: there is hardly ever more than one, and a set of one takes the room of eleven.
+    all: BTreeMap<K, Vec<H>>,
     shared: BTreeSet<K>,
 }
 
@@ -26,7 +27,9 @@ impl<K: Ord + Clone, H: Ord + Clone> Holders<K, H> {
         let mut about = BTreeSet::new();
         for key in before {
             if let Some(holders) = self.all.get_mut(&key) {
-                holders.remove(holder);
+                if let Ok(at) = holders.binary_search(holder) {
+                    holders.remove(at);
+                }
                 if holders.is_empty() {
                     self.all.remove(&key);
                 }
@@ -34,7 +37,10 @@ impl<K: Ord + Clone, H: Ord + Clone> Holders<K, H> {
             about.insert(key);
         }
         for key in after {
-            self.all.entry(key.clone()).or_default().insert(holder.clone());
+            let holders = self.all.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
+            if let Err(at) = holders.binary_search(holder) {
+                holders.insert(at, holder.clone());
+            }
             about.insert(key);
         }
         for key in &about {
@@ -49,7 +55,7 @@ impl<K: Ord + Clone, H: Ord + Clone> Holders<K, H> {
 
     /// Who holds this.
     pub(crate) fn of<'a>(&'a self, key: &K) -> impl ExactSizeIterator<Item = &'a H> + use<'a, K, H> {
-        self.all.get(key).map(BTreeSet::iter).unwrap_or_default()
+        self.all.get(key).map(|holders| holders.iter()).unwrap_or_default()
     }
 
     /// What is held, from the first to the last.
@@ -58,7 +64,7 @@ impl<K: Ord + Clone, H: Ord + Clone> Holders<K, H> {
     }
 
     /// What several hold, and who.
-    pub(crate) fn shared(&self) -> impl Iterator<Item = (&K, &BTreeSet<H>)> {
-        self.shared.iter().filter_map(|key| self.all.get_key_value(key))
+    pub(crate) fn shared(&self) -> impl Iterator<Item = (&K, &[H])> {
+        self.shared.iter().filter_map(|key| self.all.get_key_value(key)).map(|(key, holders)| (key, holders.as_slice()))
     }
 }

@@ -4,7 +4,7 @@ use super::claims::claims;
 use crate::identity::{Reading, Reads};
 use crate::model::{Workload, World};
 use crate::provenance::Identity;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Pods that have addresses of their own, by UID.
@@ -16,6 +16,30 @@ pub(super) struct Pods {
     by_namespace: HashMap<String, BTreeSet<String>>,
     /// Those on this node.
     local: BTreeSet<String>,
+    bare: Shared,
+}
+
+/// Identities that pods have, each once: most pods have that of their neighbours.
+#[derive(Debug, Default)]
+struct Shared(HashSet<Arc<Identity>>);
+
+impl Shared {
+    fn of(&mut self, identity: Identity) -> Arc<Identity> {
+        if let Some(found) = self.0.get(&identity) {
+            return Arc::clone(found);
+        }
+        let identity = Arc::new(identity);
+        self.0.insert(Arc::clone(&identity));
+        identity
+    }
+
+    /// One pod has it no more.
+    fn release(&mut self, identity: &Arc<Identity>) {
+        // This one, and the set's own.
+        if Arc::strong_count(identity) == 2 {
+            self.0.remove(identity);
+        }
+    }
 }
 
 /// One of them.
@@ -23,12 +47,18 @@ pub(super) struct Pods {
 pub(super) struct Pod {
     pub(super) workload: Arc<Workload>,
     /// Its identity, an address's prefixes apart.
-    pub(super) bare: Identity,
+    pub(super) bare: Arc<Identity>,
 }
 
 impl Pods {
     pub(super) fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), all: HashMap::new(), by_namespace: HashMap::new(), local: BTreeSet::new() }
+        Self {
+            node: node.to_owned(),
+            all: HashMap::new(),
+            by_namespace: HashMap::new(),
+            local: BTreeSet::new(),
+            bare: Shared::default(),
+        }
     }
 
     /// UIDs of those on this node.
@@ -58,7 +88,9 @@ impl Pods {
             }
         }
         let Some(after) = after else {
-            self.all.remove(uid);
+            if let Some(pod) = self.all.remove(uid) {
+                self.bare.release(&pod.bare);
+            }
             self.local.remove(uid);
             return;
         };
@@ -71,7 +103,7 @@ impl Pods {
         match self.all.get_mut(uid) {
             Some(pod) => pod.workload = Arc::clone(after),
             None => {
-                let pod = Pod { workload: Arc::clone(after), bare: reads.pod(world, after) };
+                let pod = Pod { workload: Arc::clone(after), bare: self.bare.of(reads.pod(world, after)) };
                 self.all.insert(uid.to_owned(), pod);
             }
         }
@@ -81,9 +113,12 @@ impl Pods {
     pub(super) fn identify(&mut self, uid: &str, reads: &Reads, world: &World) -> bool {
         let Some(pod) = self.all.get_mut(uid) else { return false };
         let bare = reads.pod(world, &pod.workload);
-        let other = bare != pod.bare;
-        pod.bare = bare;
-        other
+        if bare == *pod.bare {
+            return false;
+        }
+        let before = std::mem::replace(&mut pod.bare, self.bare.of(bare));
+        self.bare.release(&before);
+        true
     }
 
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &String> {

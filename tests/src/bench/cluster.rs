@@ -41,10 +41,10 @@ impl Cluster {
     }
 
     /// Everything there is.
-    pub fn changes(&self) -> Vec<Change> {
+    pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         let namespaces = (0..NAMESPACES).map(namespace);
         let pods = (0..self.pods).map(|number| self.pod(number, role(number)));
-        namespaces.chain(pods).chain((0..self.policies).map(|number| self.policy(number))).collect()
+        namespaces.chain(pods).chain((0..self.policies).map(|number| self.policy(number)))
     }
 
     /// A pod of another node, with the other role in every odd round.
