@@ -34,6 +34,7 @@ impl Enforcer {
             let Some(device) = links.device(ifindex) else { continue };
             match self.attachments.check(&mut self.loaded, &device.name, ifindex, look) {
                 Ok(repairs) => {
+                    self.rehung |= !repairs.is_empty();
                     for (name, what) in repairs.into_iter().map(Repair::words) {
                         self.report_drift(name, 1, &format!("interface {} ({ifindex})", device.name), what);
                     }

@@ -131,7 +131,9 @@ pub struct Enforcer {
     /// Counts that are told with the next window.
     pub(crate) unplaced: Vec<(EdgeKey, EdgeValue)>,
     /// Whether something was attached or let go since what stands was last written down.
-    rehung: bool,
+    pub(crate) rehung: bool,
+    /// Revision and lost counts as they were last written down.
+    remembered: Option<(u64, u64)>,
     boot: String,
     telling: bool,
     checkpoint_file: CheckpointFile,

@@ -59,6 +59,8 @@ const RESOLVE: Duration = Duration::from_millis(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Between two looks at everything, whether or not anything was heard.
 const LOOK_ANYWAY: Duration = Duration::from_secs(2);
+/// Longest time after a step until what nobody waits for is done.
+const TIDY_WITHIN: Duration = Duration::from_secs(1);
 /// Between two looks at whether a window ends, by time or because the map is filling.
 const WINDOW_LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow table.
@@ -110,6 +112,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     look_patiently(&mut enforcer).await;
     enforcer.tidy_up();
     let mut looked = tokio::time::Instant::now();
+    let mut untidied = None;
     loop {
         let patience = if enforcer.waiting.is_empty() && enforcer.ready() { LOOK_ANYWAY } else { LOOK_AGAIN };
         let first = tokio::select! {
@@ -170,7 +173,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));
         }
         if sync || look {
+            untidied.get_or_insert(begun);
+        }
+        // Who has come meanwhile goes first, unless there is always somebody.
+        if untidied.is_some_and(|since| woken.is_empty() || since.elapsed() > TIDY_WITHIN) {
             enforcer.tidy_up();
+            untidied = None;
         }
     }
     report(windows.stop(&mut enforcer), "the last window could not be ended; its counts stay in the kernel");

@@ -129,6 +129,7 @@ impl Enforcer {
             unplaced: Vec::new(),
             boot,
             rehung: false,
+            remembered: None,
             telling: false,
             checkpoint_file,
         })

@@ -53,7 +53,11 @@ impl Enforcer {
             self.adopt_first = true;
         }
         self.count_traffic_rows();
-        self.remember();
+        // Whatever is hooked otherwise is written down by the step that did it.
+        let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST);
+        if lost.is_ok_and(|lost| self.remembered != Some((self.revision(), lost))) {
+            self.remember();
+        }
     }
 
     fn remember(&mut self) {
@@ -224,7 +228,10 @@ impl Enforcer {
             revision: self.revision(),
             telling,
         };
-        self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")
+        self.remembered = None;
+        self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")?;
+        self.remembered = Some((checkpoint.revision, checkpoint.lost));
+        Ok(())
     }
 
     /// Whether the rows of the maps that traffic fills were counted after that moment.
