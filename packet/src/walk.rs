@@ -592,15 +592,7 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     replace(env, hook, s);
     let original = direction == hook.direction();
     let [counted, bytes] = amount(env, hook, s);
-    // Field by field: a value made whole would lie on the stack first.
-    zero(&mut s.flow);
-    s.flow.decision = s.ruling.decision;
-    s.flow.revision = s.endpoint.head_revision;
-    s.flow.peer_workload = s.peer.workload;
-    s.flow.peer_identity = s.peer.identity;
-    s.flow.own_identity = s.endpoint.identity;
-    s.flow.first_ns = s.now_ns;
-    s.flow.last_ns = s.now_ns;
+    note_ruling(s);
     s.flow.flushed_ns = s.now_ns;
     if original {
         s.flow.packets[0] = counted;
@@ -614,9 +606,6 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         s.flow.flushed_bytes[1] = bytes;
     }
     s.flow.address_epoch = s.address_epoch;
-    s.flow.real = s.seen.real;
-    s.flow.service = s.seen.service;
-    s.flow.rewritten_ports = s.seen.ports;
     s.flow.direction = direction;
     s.flow.verdict = VERDICT_ALLOW;
     s.flow.flags = flags | flow::seen(&s.packet, original);
@@ -648,6 +637,22 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     1
 }
 
+/// Makes `s.flow` tell who was judged, by whom and when. Field by field: a value made whole would lie on the stack first.
+#[inline(always)]
+fn note_ruling(s: &mut Scratch) {
+    zero(&mut s.flow);
+    s.flow.decision = s.ruling.decision;
+    s.flow.revision = s.endpoint.head_revision;
+    s.flow.peer_workload = s.peer.workload;
+    s.flow.peer_identity = s.peer.identity;
+    s.flow.own_identity = s.endpoint.identity;
+    s.flow.first_ns = s.now_ns;
+    s.flow.last_ns = s.now_ns;
+    s.flow.real = s.seen.real;
+    s.flow.service = s.seen.service;
+    s.flow.rewritten_ports = s.seen.ports;
+}
+
 /// Packets and bytes that a judgement is about.
 #[inline(always)]
 fn amount<E: Env>(env: &E, hook: Hook, s: &Scratch) -> [u64; 2] {
@@ -666,20 +671,10 @@ pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     let mut told_packets = counted;
     let mut told_bytes = bytes;
     let mut tell_now = true;
-    zero(&mut s.flow);
-    s.flow.decision = s.ruling.decision;
-    s.flow.revision = s.endpoint.head_revision;
-    s.flow.peer_workload = s.peer.workload;
-    s.flow.peer_identity = s.peer.identity;
-    s.flow.own_identity = s.endpoint.identity;
-    s.flow.first_ns = s.now_ns;
-    s.flow.last_ns = s.now_ns;
+    note_ruling(s);
     s.flow.direction = hook.direction();
     s.flow.verdict = VERDICT_DENY;
     s.flow.port = u32::from(flow::judged_port(&s.packet));
-    s.flow.real = s.seen.real;
-    s.flow.service = s.seen.service;
-    s.flow.rewritten_ports = s.seen.ports;
     if let Some(found) = env.denied(&key) {
         let found = found.as_ptr();
         // SAFETY: valid for the run of the program (`Env`); counters are added to atomically.
