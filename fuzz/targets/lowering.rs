@@ -129,7 +129,8 @@ fn edit(at: &mut Value, input: &mut Unstructured<'_>) -> Result<()> {
             elements.push(element);
         }
         (3, at) => {
-            let mut other = input.choose(input.choose(&material.scenarios)?)?.clone();
+            let scenario = input.choose(&material.scenarios)?;
+            let mut other = input.choose(scenario)?.clone();
             *at = place(&mut other, input)?.clone();
         }
         (4, at) => *at = json!([at.take()]),
