@@ -19,7 +19,7 @@ use reeve_abi::policy::VERDICT_ALLOW;
 use reeve_abi::stats;
 
 /// What became of a packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Let through, counted and marked.
     Passes,
@@ -29,20 +29,22 @@ pub(crate) enum Outcome {
     Unusual,
     /// `s.packet` is read.
     Read,
-    /// The same, and this is the entry of its flow at the endpoint.
-    Found(NonNull<FlowValue>),
 }
+
+/// An outcome, and the entry of the packet's flow at the endpoint, where it was looked for and found: two values, as the
+/// verifiers of older kernels refuse to copy what only one of several outcomes has.
+pub(crate) type Judged = (Outcome, Option<NonNull<FlowValue>>);
 
 /// Lets the packet through if there is no more to it; otherwise nothing is said of it, and nothing of it is left behind.
 #[inline(always)]
-pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Outcome {
-    let Some(near) = walk::near(env, env.ifindex(), env.generation()) else { return Outcome::Unread };
+pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
+    let Some(near) = walk::near(env, env.ifindex(), env.generation()) else { return (Outcome::Unread, None) };
     let endpoint = &near.endpoint;
     if parse::usual(env, &mut s.packet).is_none() {
-        return Outcome::Unusual;
+        return (Outcome::Unusual, None);
     }
     if s.packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
-        return Outcome::Read;
+        return (Outcome::Read, None);
     }
     let (own, contested) = if s.packet.v6 == 1 {
         (&endpoint.address_v6, ENDPOINT_CONTESTED_V6)
@@ -55,10 +57,10 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Outcome {
         _ => carried == KIND_NONE || carried == KIND_POD,
     };
     if endpoint.flags & contested != 0 || !honest {
-        return Outcome::Read;
+        return (Outcome::Read, None);
     }
     s.key = flow::key(endpoint.workload, hook, &s.packet);
-    let Some(entry) = env.flow(&s.key) else { return Outcome::Read };
+    let Some(entry) = env.flow(&s.key) else { return (Outcome::Read, None) };
     let now_ns = walk::tick(env, s);
     // SAFETY: valid for the run of the program (`Env`).
     let found = unsafe { &mut *entry.as_ptr() };
@@ -69,20 +71,20 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Outcome {
         || found.revision != endpoint.head_revision
         || flags & (seen | ct::FLOW_PENDING | ct::FLOW_PEER_UNKNOWN) != seen
     {
-        return Outcome::Found(entry);
+        return (Outcome::Read, Some(entry));
     }
     if matches!(hook, Hook::ToPod) {
         let by = env.ingress_ifindex();
         let unmarked = flags & ct::FLOW_ARRIVES_MARKED != 0 && carried == KIND_NONE;
         if found.arrives_by != by.wrapping_add(1) || unmarked && by != 0 {
-            return Outcome::Found(entry);
+            return (Outcome::Read, Some(entry));
         }
     }
     if found.last_ns < now_ns {
         let idle_ns = now_ns - found.last_ns;
         let unflushed_ns = now_ns.saturating_sub(found.flushed_ns);
         if idle_ns > flow::timeout_ns(env.config(), s.packet.protocol, found) || unflushed_ns >= env.config().flush_ns {
-            return Outcome::Found(entry);
+            return (Outcome::Read, Some(entry));
         }
         found.last_ns = now_ns;
     }
@@ -97,5 +99,5 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Outcome {
         env.set_mark(mark::with(env.config(), env.mark(), KIND_POD, 0));
     }
     env.count(stats::ALLOWED_ESTABLISHED);
-    Outcome::Passes
+    (Outcome::Passes, None)
 }

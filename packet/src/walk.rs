@@ -6,7 +6,7 @@
 use crate::budget;
 use crate::decide;
 use crate::env::{Action, Env, Hook};
-use crate::express::{self, Outcome};
+use crate::express::{self, Judged, Outcome};
 use crate::flow;
 use crate::fragment::ports_of_fragment;
 use crate::judge::{self, Peer, Ruling};
@@ -35,12 +35,12 @@ const ENDPOINT_RETRIES: u32 = 2;
 /// Judges one frame at a pod's interface, and marks what the pod sends.
 #[inline(always)]
 pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
-    let outcome = express::judge(env, hook, s);
-    if matches!(outcome, Outcome::Passes) {
+    let judged = express::judge(env, hook, s);
+    if judged.0 == Outcome::Passes {
         return Action::Continue;
     }
     s.stamp = KIND_NONE;
-    let action = walk(env, hook, s, outcome);
+    let action = walk(env, hook, s, judged);
     if matches!(hook, Hook::FromPod) && matches!(action, Action::Continue) {
         if s.stamp == KIND_PENDING {
             mark::put(env, s, KIND_PENDING);
@@ -52,7 +52,7 @@ pub fn run<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Action {
 }
 
 #[inline(always)]
-fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, outcome: Outcome) -> Action {
+fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, (outcome, found): Judged) -> Action {
     match read_endpoint(env, env.ifindex(), s) {
         Some(true) => {}
         Some(false) => {
@@ -74,7 +74,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, outcome: Outcome) -> Actio
     let kind = match outcome {
         Outcome::Passes | Outcome::Unread => parse::frame(env, &mut s.packet),
         Outcome::Unusual => parse::behind(env, parse::ETHERNET_BYTES, &mut s.packet),
-        Outcome::Read | Outcome::Found(_) => Kind::Ip,
+        Outcome::Read => Kind::Ip,
     };
     match kind {
         Kind::Ip => {}
@@ -145,10 +145,9 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, outcome: Outcome) -> Actio
     if quotes && let Some(action) = related(env, hook, s) {
         return action;
     }
-    let found = match outcome {
-        Outcome::Found(found) if matches!(hook, Hook::FromPod) => Some(found),
-        _ => env.flow(&s.key),
-    };
+    // What comes to a pod may be another flow's by the time that its mark is looked at.
+    let found = if matches!(hook, Hook::FromPod) { found } else { None };
+    let found = found.or_else(|| env.flow(&s.key));
     if let Some(found) = found {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
