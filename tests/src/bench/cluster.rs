@@ -47,9 +47,14 @@ impl Cluster {
         namespaces.chain(pods).chain((0..self.policies).map(|number| self.policy(number)))
     }
 
+    /// How many pods are of other nodes.
+    pub fn pods_elsewhere(&self) -> u32 {
+        self.pods - ENDPOINTS
+    }
+
     /// A pod of another node, with the other role in every odd round.
     pub fn relabelled(&self, number: u32, round: u32) -> Change {
-        let number = ENDPOINTS + number % (self.pods - ENDPOINTS);
+        let number = ENDPOINTS + number % self.pods_elsewhere();
         self.pod(number, (role(number) + 1 + round) % 2)
     }
 
