@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest time until it is ready: the verifier reads its programs first, which takes long on a busy machine.
 const START_PATIENCE: Duration = Duration::from_mins(1);
 
+/// Longest time until it has ended: it tells what it has counted first.
+const END_PATIENCE: Duration = Duration::from_mins(1);
+
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
 /// How to start an agent.
@@ -130,7 +133,7 @@ impl Agent {
     pub fn terminate(&mut self) -> anyhow::Result<ExitStatus> {
         let process = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the agent has no number")?;
         kill_process(process, Signal::TERM).context("cannot signal the agent")?;
-        wait::until("the agent to end", PATIENCE, || Ok(self.child.try_wait()?))
+        wait::until("the agent to end", END_PATIENCE, || Ok(self.child.try_wait()?))
     }
 
     /// Starts it again with the same options, after it was killed or terminated, and waits until it is ready.
