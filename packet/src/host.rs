@@ -95,6 +95,8 @@ pub(crate) struct Host {
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
     /// What the agent raises when it has written an endpoint.
     pub(crate) generation: u64,
+    /// After how many more looks at it the agent raises it, once.
+    pub(crate) raised_after: Cell<Option<u32>>,
     near: Table<u32, NearValue>,
     /// How many of the next reads of an endpoint are torn.
     pub(crate) torn_reads: Cell<u32>,
@@ -134,6 +136,7 @@ impl Host {
             config: Config::DEFAULT,
             endpoints: HashMap::new(),
             generation: 1,
+            raised_after: Cell::new(None),
             near: Table::new(),
             torn_reads: Cell::new(0),
             devices: HashMap::new(),
@@ -253,7 +256,14 @@ impl Env for Host {
         true
     }
     fn generation(&self) -> u64 {
-        self.generation
+        match self.raised_after.get() {
+            None => self.generation,
+            Some(0) => self.generation + 1,
+            Some(looks) => {
+                self.raised_after.set(Some(looks - 1));
+                self.generation
+            }
+        }
     }
     fn near(&self, ifindex: u32) -> Option<NonNull<NearValue>> {
         let place = ifindex % NEAR_PLACES;

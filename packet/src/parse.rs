@@ -153,7 +153,7 @@ impl Packet {
 
     /// See [`Packet::next`].
     #[inline(always)]
-    fn expect(&mut self, next: u8) {
+    fn set_next(&mut self, next: u8) {
         // SAFETY: a field of this value.
         unsafe { (&raw mut self.protocol).write_volatile(next) }
     }
@@ -423,7 +423,7 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
     packet.fragment = FRAGMENT_NONE;
     packet.fragment_edge = 0;
     packet.identification = 0;
-    packet.expect(h[6]);
+    packet.set_next(h[6]);
     packet.move_to(offset + 40);
     let mut left = MAX_EXTENSIONS;
     let mut cut = false;
@@ -460,7 +460,7 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
             cut = true;
             let field = u16::from_be_bytes([e[2], e[3]]);
             packet.identification = u32::from_be_bytes([e[4], e[5], e[6], e[7]]);
-            packet.expect(e[0]);
+            packet.set_next(e[0]);
             packet.move_to(at + 8);
             let begins = u32::from(field & 0xfff8);
             if !fragment(packet, begins, field & 1 != 0, packet.end.saturating_sub(at + 8)) && !quoted {
@@ -474,7 +474,7 @@ pub fn ipv6<B: Bytes>(env: &B, offset: u32, quoted: bool, packet: &mut Packet) -
         // Authentication headers count in units of 4 bytes, the others in units of 8.
         let bytes =
             if next == extension::AUTHENTICATION { (u32::from(e[1]) + 2) * 4 } else { (u32::from(e[1]) + 1) * 8 };
-        packet.expect(e[0]);
+        packet.set_next(e[0]);
         packet.move_to(at + bytes);
         if at + bytes > packet.end {
             return Kind::Malformed;

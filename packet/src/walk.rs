@@ -64,6 +64,10 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, (outcome, found): Judged) 
             return Action::Drop;
         }
     }
+    // What was found belongs to the pod that the device was of then; and what comes to a pod may be another flow's by the
+    // time that its mark is looked at.
+    let same = matches!(hook, Hook::FromPod) && s.key.workload == s.endpoint.workload;
+    let found = if same { found } else { None };
     begin(env, s);
     zero(&mut s.peer);
     s.replaces = 0;
@@ -145,10 +149,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, (outcome, found): Judged) 
     if quotes && let Some(action) = related(env, hook, s) {
         return action;
     }
-    // What comes to a pod may be another flow's by the time that its mark is looked at.
-    let found = if matches!(hook, Hook::FromPod) { found } else { None };
-    let found = found.or_else(|| env.flow(&s.key));
-    if let Some(found) = found {
+    if let Some(found) = found.or_else(|| env.flow(&s.key)) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
         if let Some(action) = known(env, hook, s, found) {

@@ -148,3 +148,26 @@ fn the_short_way_leads_where_the_long_one_does() {
         "{short} established, {passed} passed, {dropped} dropped"
     );
 }
+
+#[test]
+fn a_device_that_becomes_another_pods_between_two_looks_takes_no_flow_along() {
+    // The second look is the walk's: the control has everything read by then as it was before.
+    for (raised_after, owner) in [(None, POD), (Some(1), CLIENT)] {
+        let mut world = world(1);
+        let out = POD.to(REMOTE, false).udp(1, 2);
+        assert_eq!(world.pod_emits(&out), Continue);
+        let first = world.host.flows.all();
+        assert_eq!(first.iter().map(|(key, _)| key.workload).collect::<Vec<_>>(), [POD.workload()]);
+        // So long that the flow wants more than to be counted.
+        world.after_s(10);
+        world.host.generation -= 1;
+        world.host.raised_after.set(raised_after);
+        world.endpoint().workload = CLIENT.workload();
+        assert_eq!(world.pod_emits(&out), Continue);
+        let flows = world.host.flows.all();
+        let of_owner = flows.iter().find(|(key, _)| key.workload == owner.workload());
+        assert!(of_owner.is_some(), "{flows:?}");
+        let unchanged = flows.iter().any(|row| *row == first[0]);
+        assert_eq!((flows.len(), unchanged), if owner == POD { (1, false) } else { (2, true) }, "{flows:?}");
+    }
+}
