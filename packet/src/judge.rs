@@ -122,12 +122,15 @@ pub fn rule<E: Env>(
     if endpoint.flags & ENDPOINT_READY == 0 {
         return Ruling::deny(decision::NOT_READY);
     }
-    // An index that the verifier can bound.
-    let policy = match policy_index(direction, v6) {
-        0 => endpoint.policies[0],
-        1 => endpoint.policies[1],
-        2 => endpoint.policies[2],
-        _ => endpoint.policies[3],
+    // One place each, and volatile: the compiler would make an index of it again, which older verifiers cannot bound.
+    // SAFETY: fields of this value.
+    let policy = unsafe {
+        match policy_index(direction, v6) {
+            0 => (&raw const endpoint.policies[0]).read_volatile(),
+            1 => (&raw const endpoint.policies[1]).read_volatile(),
+            2 => (&raw const endpoint.policies[2]).read_volatile(),
+            _ => (&raw const endpoint.policies[3]).read_volatile(),
+        }
     };
     if policy == PolicyNumber(0) {
         return Ruling::allow(decision::NO_POLICY_SELECTS);
