@@ -263,10 +263,7 @@ fn hear(message: &NetlinkPayload<RouteNetlinkMessage>, heard: &mut Scope) {
     use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
     match message {
         NetlinkPayload::InnerMessage(NewLink(_) | DelLink(_)) => heard.devices = true,
-        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => match destination(route) {
-            Some(prefix) => drop(heard.routes.insert(prefix)),
-            None => heard.everywhere = true,
-        },
+        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => heard.hear_of_route(destination(route)),
         _ => heard.everywhere = true,
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::places::Places;
 use crate::process;
+use crate::setup;
 
 /// The version of cargo-fuzz that we build where there is none.
 const VERSION: &str = "0.13.2";
@@ -30,6 +31,8 @@ pub(crate) fn run(places: &Places, target: Option<&str>, purpose: Purpose) -> an
         Some(name) if all.iter().any(|one| one == name) => vec![name.to_owned()],
         Some(name) => bail!("there is no fuzz target {name}; there are {}", all.join(", ")),
     };
+    // libFuzzer is C++.
+    setup::need("c++", "g++")?;
     let program = cargo_fuzz(places)?;
     let found = places.target.join("fuzz");
     for name in chosen {

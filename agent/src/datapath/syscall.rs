@@ -21,9 +21,9 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 const OBJECT_PIN: libc::c_long = 6;
-const PROGRAM_QUERY: libc::c_long = 16;
 const OBJECT_GET: libc::c_long = 7;
 const OBJECT_GET_INFO: libc::c_long = 15;
+const PROGRAM_QUERY: libc::c_long = 16;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
 

@@ -18,7 +18,7 @@ use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::image::EndpointImage;
 use std::collections::{BTreeMap, BTreeSet};
-
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long programs are taken to stand where they were seen, unless interfaces change.
@@ -34,24 +34,37 @@ pub struct Scope {
     pub everywhere: bool,
     /// Whether devices stand as they stood: those that have changed are looked at, and ports of bridges.
     pub devices: bool,
-    /// Prefixes to which the way has changed.
-    pub routes: BTreeSet<IpNet>,
+    /// Addresses to which the way has changed.
+    pub routes: BTreeSet<IpAddr>,
+    /// Prefixes, longer than none and shorter than an address, to which it has.
+    pub prefixes: BTreeSet<IpNet>,
 }
 
 impl Scope {
     /// Everything.
     pub fn everything() -> Self {
-        Self { everywhere: true, devices: true, routes: BTreeSet::new() }
+        Self { everywhere: true, devices: true, ..Self::default() }
+    }
+
+    /// Notes that a route has changed; `None` is the default route, or one that cannot be read.
+    pub fn hear_of_route(&mut self, to: Option<IpNet>) {
+        match to {
+            Some(net) if net.prefix_len() == net.max_prefix_len() => drop(self.routes.insert(net.addr())),
+            Some(net) if net.prefix_len() > 0 => drop(self.prefixes.insert(net)),
+            _ => self.everywhere = true,
+        }
     }
 
     /// Whether nothing was heard of interfaces and routes.
     fn is_about_facts(&self) -> bool {
-        !self.everywhere && !self.devices && self.routes.is_empty()
+        !self.everywhere && !self.devices && self.routes.is_empty() && self.prefixes.is_empty()
     }
 
-    /// Those of the prefixes that are more than one address.
-    fn prefixes(&self) -> Vec<IpNet> {
-        self.routes.iter().filter(|route| route.prefix_len() < route.max_prefix_len()).copied().collect()
+    /// Whether the way to an address may have changed.
+    fn leads_to(&self, address: IpAddr) -> bool {
+        self.everywhere
+            || self.routes.contains(&address)
+            || self.prefixes.iter().any(|prefix| prefix.contains(&address))
     }
 }
 
@@ -94,7 +107,6 @@ impl Enforcer {
             self.stood_at = Some((Instant::now(), links.clone()));
         }
         let (mut tracked, mut bridged) = (TrackedTable::default(), Bridged::default());
-        let prefixes = scope.prefixes();
         let mut looked = 0;
         for (workload, image) in endpoints {
             let here = self.interfaces.get(&workload);
@@ -102,9 +114,7 @@ impl Enforcer {
                 links.device(device.ifindex).as_ref() == Some(device) && (scope.is_about_facts() || device.bridge == 0)
             });
             let addresses = [image.address_v4, image.address_v6];
-            let moved = addresses.iter().map(|address| unmapped(address.0)).any(|address| {
-                scope.routes.contains(&IpNet::from(address)) || prefixes.iter().any(|route| route.contains(&address))
-            });
+            let moved = addresses.iter().any(|address| scope.leads_to(unmapped(address.0)));
             if !everywhere && stays && !moved && self.is_placed(workload, &image) {
                 continue;
             }
@@ -239,5 +249,47 @@ impl Enforcer {
         // Without its programs nothing that it sends is marked.
         let unmarked = EndpointValue { flags: row.flags & !ENDPOINT_MARKS, ..*row };
         maps.endpoints.put(&device.ifindex, &unmarked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(routes: &[Option<&str>]) -> Scope {
+        let mut scope = Scope::default();
+        for route in routes {
+            scope.hear_of_route(route.map(|text| text.parse().expect("a prefix")));
+        }
+        scope
+    }
+
+    #[test]
+    fn a_route_is_about_the_addresses_that_it_leads_to_and_no_others() {
+        let pods = ["10.1.2.3", "10.1.9.9", "fd00::3"].map(|text| text.parse().expect("an address"));
+        for (route, concerned) in [
+            ("10.1.2.3/32", [true, false, false]),
+            ("10.1.2.0/24", [true, false, false]),
+            ("10.0.0.0/8", [true, true, false]),
+            ("fd00::/64", [false, false, true]),
+            // What comes with each device that is set up.
+            ("fe80::/64", [false; 3]),
+            ("ff00::/8", [false; 3]),
+        ] {
+            let scope = heard(&[Some(route)]);
+            assert_eq!(pods.map(|pod| scope.leads_to(pod)), concerned, "{route}");
+            assert!(!scope.is_about_facts() && !scope.everywhere, "{route}");
+        }
+        let both = heard(&[Some("10.1.2.3/32"), Some("fd00::/64")]);
+        assert_eq!(pods.map(|pod| both.leads_to(pod)), [true, false, true]);
+        assert!(heard(&[]).is_about_facts());
+    }
+
+    #[test]
+    fn a_default_route_and_one_that_cannot_be_read_are_about_everybody() {
+        for route in [None, Some("0.0.0.0/0"), Some("::/0")] {
+            let scope = heard(&[route]);
+            assert!(scope.everywhere && scope.leads_to("10.1.2.3".parse().expect("an address")), "{route:?}");
+        }
     }
 }

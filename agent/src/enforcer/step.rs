@@ -54,8 +54,9 @@ impl Enforcer {
         }
         self.count_traffic_rows();
         // Whatever is hooked otherwise is written down by the step that did it.
-        let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST);
-        if lost.is_ok_and(|lost| self.remembered != Some((self.revision(), lost))) {
+        let now = self.loaded.maps.stats.sum(stats::EDGES_LOST).ok().map(|lost| (self.revision(), lost));
+        // Counts that cannot be read are an error, which writing them down tells.
+        if now.is_none() || now != self.remembered {
             self.remember();
         }
     }
@@ -219,6 +220,7 @@ impl Enforcer {
     /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
     pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
         self.telling = telling;
+        self.remembered = None;
         let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;
         let checkpoint = Checkpoint {
             boot: self.boot.clone(),
@@ -228,7 +230,6 @@ impl Enforcer {
             revision: self.revision(),
             telling,
         };
-        self.remembered = None;
         self.checkpoint_file.write(&checkpoint).context("the checkpoint cannot be written")?;
         self.remembered = Some((checkpoint.revision, checkpoint.lost));
         Ok(())

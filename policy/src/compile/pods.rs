@@ -134,3 +134,23 @@ impl Pods {
         self.all.iter().filter(|(_, pod)| read.is_shown_by(&pod.workload)).map(|(uid, _)| uid)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provenance::IdentityKind;
+
+    #[test]
+    fn an_identity_is_kept_once_and_as_long_as_a_pod_has_it() {
+        let identity = |kind| Identity::bare(kind, BTreeSet::new());
+        let mut shared = Shared::default();
+        let (one, another) = (shared.of(identity(IdentityKind::Host)), shared.of(identity(IdentityKind::Host)));
+        let other = shared.of(identity(IdentityKind::Node));
+        assert!(Arc::ptr_eq(&one, &another) && !Arc::ptr_eq(&one, &other));
+        shared.release(&one);
+        drop(one);
+        assert_eq!(shared.0.len(), 2, "one pod has it still");
+        shared.release(&another);
+        assert_eq!(shared.0.len(), 1);
+    }
+}

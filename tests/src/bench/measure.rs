@@ -43,7 +43,7 @@ impl fmt::Display for Target {
 pub struct Measure {
     /// `area/what`, unique.
     pub name: String,
-    /// `ns`, `ms`, `s`, `MiB` or `ratio`.
+    /// `ns`, `ms`, `s`, `MiB`, `ratio`, `%`, `1/s`, or what is counted.
     pub unit: &'static str,
     /// What it should be, if that is promised.
     pub target: Option<Target>,
