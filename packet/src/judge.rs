@@ -122,15 +122,15 @@ pub fn rule<E: Env>(
     if endpoint.flags & ENDPOINT_READY == 0 {
         return Ruling::deny(decision::NOT_READY);
     }
-    // One place each, and volatile: the compiler would make an index of it again, which older verifiers cannot bound.
-    // SAFETY: fields of this value.
-    let policy = unsafe {
-        match policy_index(direction, v6) {
-            0 => (&raw const endpoint.policies[0]).read_volatile(),
-            1 => (&raw const endpoint.policies[1]).read_volatile(),
-            2 => (&raw const endpoint.policies[2]).read_volatile(),
-            _ => (&raw const endpoint.policies[3]).read_volatile(),
-        }
+    // All are read before one is chosen, and volatile: the compiler would make an index of the choice, which older
+    // verifiers cannot bound.
+    // SAFETY: a field of this value.
+    let [a, b, c, d] = unsafe { (&raw const endpoint.policies).read_volatile() };
+    let policy = match policy_index(direction, v6) {
+        0 => a,
+        1 => b,
+        2 => c,
+        _ => d,
     };
     if policy == PolicyNumber(0) {
         return Ruling::allow(decision::NO_POLICY_SELECTS);

@@ -134,23 +134,19 @@ fn group_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     if !to_group(&s.packet) || !matches!(hook, Hook::Reached) || s.to_itself != 0 {
         return 1;
     }
-    judge_member(env, hook, s)
+    if judge_member(env, s) == 1 { 1 } else { walk::deny(env, hook, s) }
 }
 
-/// A call of its own: its stack is not there while a new flow is judged.
+/// A call of its own: its stack is not there while a new flow is judged, or a denial told.
 #[inline(never)]
-fn judge_member<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+fn judge_member<E: Env>(env: &E, s: &mut Scratch) -> u32 {
     words::zero(&mut s.peer);
     s.peer.workload = s.receiver;
     s.peer.identity = s.receiver_identity;
     s.peer.judged_as = s.receiver_identity;
     let port = flow::judged_port(&s.packet);
     s.ruling = judge::rule(env, &s.endpoint, DIRECTION_EGRESS, s.packet.v6, &s.peer, s.packet.protocol, port);
-    if s.ruling.allows() {
-        return 1;
-    }
-    walk::deny(env, hook, s);
-    0
+    u32::from(s.ruling.allows())
 }
 
 /// Drops what comes from a pod and has lost what was noted of it there. It is told if the pod can be made out.

@@ -348,18 +348,7 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
     let fixed = found.flags & ct::FLOW_OWN_NODE != 0;
     let stale_address = found.flags & ct::FLOW_PEER_UNKNOWN != 0 && found.address_epoch != s.address_epoch;
     if (found.revision != s.endpoint.head_revision || stale_address) && !fixed {
-        copy(found, &mut s.flow);
-        if rejudge(env, hook, s, found) == 1 {
-            // Not the counters: other CPUs add to them meanwhile.
-            found.decision = s.flow.decision;
-            found.verdict = s.flow.verdict;
-            found.revision = s.flow.revision;
-            found.peer_workload = s.flow.peer_workload;
-            found.peer_identity = s.flow.peer_identity;
-            found.own_identity = s.flow.own_identity;
-            found.address_epoch = s.flow.address_epoch;
-            found.flags = s.flow.flags;
-        }
+        rejudge(env, hook, s, found);
     }
     let way = usize::from(!original);
     let packets = u64::from(env.segments());
@@ -397,6 +386,12 @@ pub(crate) fn known<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut Fl
 #[inline(always)]
 fn settle<E: Env>(env: &E, s: &mut Scratch, found: &mut FlowValue) {
     copy(found, &mut s.flow);
+    flush(env, s, found);
+}
+
+/// The same for a flow that has just been copied.
+#[inline(always)]
+fn flush<E: Env>(env: &E, s: &mut Scratch, found: &mut FlowValue) {
     found.flushed_ns = s.now_ns;
     s.flow.flushed_packets[0] = env.swap(&raw mut found.flushed_packets[0], s.flow.packets[0]);
     s.flow.flushed_packets[1] = env.swap(&raw mut found.flushed_packets[1], s.flow.packets[1]);
@@ -483,9 +478,11 @@ fn peer_of_flow<E: Env>(env: &E, s: &Scratch) -> Peer {
     }
 }
 
-/// Judges `s.flow` again in its original direction; 0: it cannot be judged now and stays what it is.
+/// Judges a flow again in its original direction, and lets its entry say so; one that cannot be judged now stays what it
+/// is. A call of its own, copies and all: its stack is not there while a packet is let through.
 #[inline(never)]
-fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) -> u32 {
+fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
+    copy(found, &mut s.flow);
     s.peer = peer_of_flow(env, s);
     let mut ruling = judge::rule(
         env,
@@ -497,7 +494,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
         (s.flow.port & 0xffff) as u16,
     );
     if ruling.decision == decision::NOT_READY {
-        return 0; // an endpoint that is being replaced keeps its established flows
+        return; // an endpoint that is being replaced keeps its established flows
     }
     if s.flow.flags & ct::FLOW_SELF != 0 {
         ruling = ruling.between_itself();
@@ -509,7 +506,7 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
     let changed = previous != ruling.decision;
     if changed {
         // What passed so far belongs to the old decision.
-        settle(env, s, found);
+        flush(env, s, found);
         tell::edge(env, s, 0);
     }
     s.flow.decision = ruling.decision;
@@ -529,7 +526,15 @@ fn rejudge<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) 
         s.flow.last_ns = s.now_ns;
         tell::event(env, hook, s, event::EVENT_REJUDGED, previous, flags);
     }
-    1
+    // Not the counters: other CPUs add to them meanwhile.
+    found.decision = s.flow.decision;
+    found.verdict = s.flow.verdict;
+    found.revision = s.flow.revision;
+    found.peer_workload = s.flow.peer_workload;
+    found.peer_identity = s.flow.peer_identity;
+    found.own_identity = s.flow.own_identity;
+    found.address_epoch = s.flow.address_epoch;
+    found.flags = s.flow.flags;
 }
 
 /// Drops what comes from a pod's device and has lost its mark.
@@ -549,16 +554,25 @@ pub(crate) fn refuse<E: Env>(env: &E, hook: Hook, s: &mut Scratch, by: DecisionI
     Action::Drop
 }
 
-/// Judges a packet without flow; 1: let through.
-#[inline(never)]
+/// Judges a packet without flow; 1: let through, 0: denied and told.
+#[inline(always)]
 pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
+    let let_in = admit(env, hook, s);
+    if let_in == 0 {
+        deny(env, hook, s);
+    }
+    let_in
+}
+
+/// The same, but for what a denial has to tell: a call of its own, whose stack is not there while that is told.
+#[inline(never)]
+fn admit<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     s.now_ns = env.now_ns();
     if decide::decide(env, hook, s) == 1 {
         replace(env, hook, s);
         if pending::open(env, s) == 1 {
             return 1;
         }
-        deny(env, hook, s);
         return 0;
     }
     let direction = s.flow.direction;
@@ -586,7 +600,6 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         }
     }
     if !s.ruling.allows() {
-        deny(env, hook, s);
         return 0;
     }
     replace(env, hook, s);
@@ -625,7 +638,6 @@ pub(crate) fn miss<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         // Without the entry nobody could tell its replies from new flows.
         env.count(stats::FLOWS_LOST);
         s.ruling = Ruling::deny(decision::FLOW_TABLE_FULL);
-        deny(env, hook, s);
         return 0;
     }
     // The first packet is told with the flow: `EDGES` has it from here on.

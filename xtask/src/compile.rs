@@ -106,6 +106,8 @@ pub(crate) fn bpf_object(places: &Places) -> anyhow::Result<PathBuf> {
     let flags = [
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
+        // What is copied or zeroed whole is not left to a call, which goes byte by byte and has a frame of its own.
+        "-Clink-arg=--disable-expand-memcpy-in-order",
         "-Ctarget-cpu=v3",
         // Kernels before 6.2 refuse a loop whose body falls through into its own beginning, which placing blocks makes.
         "-Clink-arg=--llvm-args=-disable-block-placement",
