@@ -20,7 +20,7 @@ use crate::setup;
 use crate::tiers::Count;
 
 use guest::Guest;
-use image::Kernel;
+use image::{Kernel, Scope};
 use transcript::{Ended, Transcript};
 
 /// Tests of the netns tier that show what differs between kernels: how programs are attached, adopted and replaced, what
@@ -33,6 +33,9 @@ const REAL_TRAFFIC: [&str; 6] = [
     "life::killed_agent_leaves_routed_pods_enforced_and_the_next_one_takes_over",
     "nodes::pods_reach_only_the_node_whose_address_their_policy_names",
 ];
+
+/// The test of the kernel tier that runs no program.
+const VERIFIER: &str = "all_programs_pass_the_verifier_with_room_to_spare";
 
 /// What the lab and the agent ask of a kernel that may have it as modules.
 const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "nf_conntrack_netlink", "nf_tables"];
@@ -50,17 +53,19 @@ pub(crate) fn run(places: &Places, arguments: &[String], total: &mut Count) -> a
     setup::need("ip", "iproute2")?;
     setup::need("nft", "nftables")?;
     let kernels = image::kernels(places)?;
-    let guest = packed(places, arguments)?;
+    let guest = packed(places)?;
     let work = places.target.join("kernels");
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     for kernel in kernels {
-        *total += run_on(&kernel, guest.clone(), &work)?;
+        let mut guest = guest.clone();
+        guest.file("/commands", commands(kernel.scope, arguments).into_bytes());
+        *total += run_on(&kernel, guest, &work)?;
     }
     Ok(())
 }
 
-/// A guest with everything but modules.
-fn packed(places: &Places, arguments: &[String]) -> anyhow::Result<Guest> {
+/// A guest with everything but modules and what it is to run.
+fn packed(places: &Places) -> anyhow::Result<Guest> {
     compile::everything(places, Profile::Release)?;
     let tests = compile::test_programs(places, Profile::Release, &["kernel", "netns"])?;
     let mut guest = Guest::default();
@@ -74,16 +79,23 @@ fn packed(places: &Places, arguments: &[String]) -> anyhow::Result<Guest> {
     }
     let object = places.bpf_object();
     guest.file("/reeve-ebpf.o", fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?);
-    guest.file("/commands", commands(arguments).into_bytes());
     Ok(guest)
 }
 
-/// The command lines that the guest runs.
-fn commands(arguments: &[String]) -> String {
+/// The command lines that a guest runs.
+fn commands(scope: Scope, arguments: &[String]) -> String {
     let chosen = |name: &&str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part.as_str()));
+    let mut commands = String::new();
+    match scope {
+        Scope::Whole => commands += &format!("/kernel {}\n", arguments.join(" ")),
+        Scope::Traffic if chosen(&VERIFIER) => commands += &format!("/kernel --exact {VERIFIER}\n"),
+        Scope::Traffic => {}
+    }
     let netns: Vec<&str> = REAL_TRAFFIC.into_iter().filter(chosen).collect();
-    let commands = [&["/kernel"][..], &arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat().join(" ");
-    if netns.is_empty() { commands + "\n" } else { format!("{commands}\n/netns --exact {}\n", netns.join(" ")) }
+    if !netns.is_empty() {
+        commands += &format!("/netns --exact {}\n", netns.join(" "));
+    }
+    commands
 }
 
 fn run_on(kernel: &Kernel, mut guest: Guest, work: &Path) -> anyhow::Result<Count> {

@@ -11,15 +11,25 @@ use crate::places::Places;
 use crate::process;
 use crate::setup::{self, Archive, Suites};
 
+/// What a kernel can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All.
+    Whole,
+    /// Whether it takes the programs, and what they do to real traffic: its test runs do not say where a packet comes
+    /// from (those of 5.18 and later do).
+    Traffic,
+}
+
 /// Where kernels come from, with a package that depends on the newest of the suite. Oldest first: 5.15, below which
 /// nothing is promised; the oldest of Debian, 6.1; its first with TCX, 6.12; its newest.
 ///
 /// Kernels for clouds and virtual machines are small and have everything that we need.
-const SOURCES: [(Archive, &str, &str); 4] = [
-    (Archive::Ubuntu, "jammy-updates", "linux-image-virtual"),
-    (Archive::Debian, "bookworm", "linux-image-cloud-amd64"),
-    (Archive::Debian, "bookworm-backports", "linux-image-cloud-amd64"),
-    (Archive::Debian, "trixie-backports", "linux-image-cloud-amd64"),
+const SOURCES: [(Archive, &str, &str, Scope); 4] = [
+    (Archive::Ubuntu, "jammy-updates", "linux-image-virtual", Scope::Traffic),
+    (Archive::Debian, "bookworm", "linux-image-cloud-amd64", Scope::Whole),
+    (Archive::Debian, "bookworm-backports", "linux-image-cloud-amd64", Scope::Whole),
+    (Archive::Debian, "trixie-backports", "linux-image-cloud-amd64", Scope::Whole),
 ];
 
 /// What a kernel consists of; older ones have everything in the first.
@@ -31,6 +41,8 @@ pub(super) struct Kernel {
     pub(super) release: String,
     /// What an emulator starts.
     pub(super) image: PathBuf,
+    /// What it can be asked.
+    pub(super) scope: Scope,
     /// Where its modules are.
     modules: PathBuf,
     /// File of each module that is no part of the image, relative to `modules`, and the files that it needs loaded.
@@ -41,14 +53,14 @@ pub(super) struct Kernel {
 pub(super) fn kernels(places: &Places) -> anyhow::Result<Vec<Kernel>> {
     let cache = places.cache.join("kernels");
     let mut kernels = Vec::new();
-    for (archive, suite, meta) in SOURCES {
+    for (archive, suite, meta, scope) in SOURCES {
         let place = cache.join(suite);
         if !place.exists() {
             let new = cache.join(format!("{suite}.new"));
             fetch(archive, suite, meta, &new).with_context(|| format!("the kernel of {suite}"))?;
             fs::rename(&new, &place).with_context(|| format!("cannot rename {}", new.display()))?;
         }
-        kernels.push(Kernel::read(&place).with_context(|| format!("{} (remove it to fetch again)", place.display()))?);
+        kernels.push(Kernel::read(&place, scope).with_context(|| format!("{} (remove it to fetch again)", place.display()))?);
     }
     Ok(kernels)
 }
@@ -97,7 +109,7 @@ fn release(place: &Path) -> anyhow::Result<String> {
 }
 
 impl Kernel {
-    fn read(place: &Path) -> anyhow::Result<Self> {
+    fn read(place: &Path, scope: Scope) -> anyhow::Result<Self> {
         let release = release(place)?;
         let modules = place.join("lib/modules").join(&release);
         let images = [place.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
@@ -108,7 +120,7 @@ impl Kernel {
             let (file, others) = line.split_once(':').with_context(|| format!("modules.dep says {line:?}"))?;
             needs.insert(file.to_owned(), others.split_whitespace().map(str::to_owned).collect());
         }
-        Ok(Self { release, image, modules, needs })
+        Ok(Self { release, image, scope, modules, needs })
     }
 
     /// The content of these modules and of those that they need, each after what it needs; what is built into the image
