@@ -98,7 +98,7 @@ impl Enforcer {
             "version": env!("CARGO_PKG_VERSION"),
             "revision": self.active,
             "ready": self.ready(),
-            "reasons": self.reasons,
+            "reasons": self.all_reasons(),
             "startedAt": started_at,
             "endpoints": { "ready": image.endpoints.len().saturating_sub(self.waiting.len()), "total": image.endpoints.len() },
             "identities": identities.len(),
@@ -109,9 +109,19 @@ impl Enforcer {
         })
     }
 
-    /// Whether everything read is enforced.
+    /// Whether everything is known, as far as anybody can tell, and enforced.
     pub(crate) fn ready(&self) -> bool {
+        self.settled() && self.stale.is_empty()
+    }
+
+    /// Whether everything that is known is enforced.
+    pub(crate) fn settled(&self) -> bool {
         self.active > 0 && self.reasons.is_empty()
+    }
+
+    /// Why the agent is not ready.
+    pub(crate) fn all_reasons(&self) -> Vec<&String> {
+        self.reasons.iter().chain(&self.stale).collect()
     }
 
     /// `GET /endpoints`.
@@ -164,7 +174,7 @@ impl Enforcer {
 
     /// `GET /world`: the facts, for `reeve explain`.
     pub(crate) fn facts(&self) -> Value {
-        let objects: Vec<&Value> = self.directory.objects().map(|object| &object.value).collect();
+        let objects = self.source.objects(self.engine.world());
         json!({ "node": self.node, "objects": objects, "localAddresses": self.local_addresses })
     }
 }

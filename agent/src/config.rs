@@ -20,6 +20,9 @@ pub struct Given {
     /// Directory of Kubernetes manifests to enforce.
     #[arg(long, env = "REEVE_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+    /// Kubeconfig of the cluster to enforce policies of; without it and without manifests, the pod's own service account.
+    #[arg(long, env = "REEVE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
     /// Name of this node, as in `spec.nodeName` of its pods.
     #[arg(long, env = "REEVE_NODE")]
     pub node: Option<String>,
@@ -77,6 +80,7 @@ pub enum Attach {
 #[allow(missing_docs, reason = "as in `Given`")]
 pub struct Config {
     pub manifests: Option<PathBuf>,
+    pub kubeconfig: Option<PathBuf>,
     pub node: Option<String>,
     pub bpffs: PathBuf,
     pub run_dir: PathBuf,
@@ -198,6 +202,7 @@ impl Given {
         let attest_interval = self.attest_interval.or(file.attest_interval).unwrap_or(300);
         Ok(Config {
             manifests: self.manifests.or(file.manifests),
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
             node: self.node.or(file.node),
             bpffs: self.bpffs.or(file.bpffs).unwrap_or_else(|| "/sys/fs/bpf".into()),
             run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/reeve".into()),

@@ -25,7 +25,7 @@ use crate::datapath::{Attachments, Loaded};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::upgrade::Upgrade;
-use crate::watch::files::Directory;
+use crate::watch::Source;
 use reeve_abi::address::Address;
 use reeve_abi::config::Config;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
@@ -71,9 +71,9 @@ pub struct Enforcer {
     /// Whether nothing unjudged can leave by a device without program.
     pub(crate) guarded: bool,
     pub(crate) interfaces: Interfaces,
-    pub(crate) directory: Directory,
+    pub(crate) source: Source,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
-    pub(crate) file_problems: Vec<Problem>,
+    pub(crate) source_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
@@ -99,8 +99,10 @@ pub struct Enforcer {
     looked_at: Option<Instant>,
     /// Local endpoints whose interface has not been found.
     pub(crate) waiting: BTreeSet<WorkloadId>,
-    /// Why the agent is not ready.
+    /// Why not everything that is known is enforced.
     pub(crate) reasons: Vec<String>,
+    /// Why what is known may be old.
+    pub(crate) stale: Vec<String>,
     /// Pods behind a bridge that has not learnt their port: how often they were looked for.
     pub(crate) resolving: BTreeMap<WorkloadId, u32>,
     /// Rows of the maps that traffic fills, as they were last counted.

@@ -47,6 +47,13 @@ pub struct DriftLabels {
     pub what: String,
 }
 
+/// A kind of object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    /// As RBAC names it, such as `networkpolicies.networking.k8s.io`.
+    pub kind: String,
+}
+
 /// What became of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FateLabels {
@@ -83,6 +90,10 @@ pub struct Metrics {
     pub compile_seconds: Histogram,
     pub adopted_links: Gauge,
     pub hooks: Family<StateLabels, Gauge>,
+    pub watch_objects: Family<KindLabels, Gauge>,
+    pub watch_up: Family<KindLabels, Gauge>,
+    pub watch_lists: Family<KindLabels, Counter>,
+    pub watch_failures: Family<KindLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -112,6 +123,10 @@ impl Default for Metrics {
             compile_seconds: Histogram::new(buckets()),
             adopted_links: Gauge::default(),
             hooks: Family::default(),
+            watch_objects: Family::default(),
+            watch_up: Family::default(),
+            watch_lists: Family::default(),
+            watch_failures: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
@@ -140,6 +155,10 @@ impl Default for Metrics {
         registry.register("compile_seconds", "Time to compile a change", metrics.compile_seconds.clone());
         registry.register("adopted_links", "Links taken over from an earlier agent", metrics.adopted_links.clone());
         registry.register("hooks", "Places where traffic of no one pod is judged", metrics.hooks.clone());
+        registry.register("watch_objects", "Objects known of a kind", metrics.watch_objects.clone());
+        registry.register("watch_up", "Whether a kind is heard of", metrics.watch_up.clone());
+        registry.register("watch_lists", "Lists of a kind that came whole", metrics.watch_lists.clone());
+        registry.register("watch_failures", "Lists and watches of a kind that failed", metrics.watch_failures.clone());
         let build = prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's build", build);
         metrics
@@ -197,6 +216,27 @@ impl Metrics {
     pub(crate) fn interval(&self, missed: &Missed) {
         let proven = if missed.is_proven() { "proven" } else { "unproven" };
         self.intervals.get_or_create(&state(proven)).inc();
+    }
+
+    /// A kind of object was listed whole.
+    pub(crate) fn listed(&self, kind: &str) {
+        self.watch_lists.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+    }
+
+    /// A kind of object could not be listed or watched.
+    pub(crate) fn watch_failed(&self, kind: &str) {
+        self.watch_failures.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+    }
+
+    /// The kinds that are watched, with the objects known of each, and whether they are heard of.
+    pub(crate) fn watched<'a>(&self, kinds: impl Iterator<Item = (&'a str, usize, bool)>) {
+        self.watch_objects.clear();
+        self.watch_up.clear();
+        for (kind, objects, up) in kinds {
+            let labels = KindLabels { kind: kind.to_owned() };
+            self.watch_objects.get_or_create(&labels).set(gauge(objects));
+            self.watch_up.get_or_create(&labels).set(i64::from(up));
+        }
     }
 
     /// Takes the enforcer's state over.

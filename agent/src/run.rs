@@ -5,12 +5,12 @@ use crate::config::Config;
 use crate::enforcer::{Enforcer, Scope};
 use crate::metrics::Metrics;
 use crate::records::{Live, Recorder};
+use crate::watch::Source;
 use crate::windows::Windows;
 use anyhow::Context;
 use futures_util::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_core::NetlinkPayload;
-use notify::Watcher;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
@@ -36,15 +36,15 @@ pub enum Question {
     Identities,
     /// How full the maps are, and what happens when one is.
     Maps,
-    /// Read the manifests now; the answer comes when the kernel has them.
+    /// Look at the facts now; the answer comes when the kernel has what they ask for.
     Sync,
 }
 
 /// What wakes the loop.
 #[derive(Debug)]
 pub enum Wake {
-    /// Something in the manifests directory changed.
-    Files,
+    /// Some facts have changed, or are told no longer.
+    Facts,
     /// Interfaces or routes came, went or changed: what was heard is kept apart, as a full queue forgets.
     Interfaces,
     /// Somebody asks.
@@ -76,7 +76,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let (connection, handle, _) = rtnetlink::new_connection().context("no netlink socket")?;
     tokio::spawn(connection);
-    let mut enforcer = Enforcer::start(&config, handle, Arc::clone(&metrics)).await?;
+    let (wake, mut woken) = mpsc::channel::<Wake>(1024);
+    let source = Source::open(&config, wake.clone(), Arc::clone(&metrics)).await?;
+    let mut enforcer = Enforcer::start(&config, source, handle, Arc::clone(&metrics)).await?;
     let live = Live::default();
     let (closed, made) = mpsc::unbounded_channel();
     let events = enforcer.loaded.take_events().context("the event buffer has another reader")?;
@@ -92,8 +94,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (stop_telling, stop) = oneshot::channel();
     let telling = tokio::spawn(recorder.run(stop));
 
-    let (wake, mut woken) = mpsc::channel::<Wake>(1024);
-    let _watcher = watch(enforcer.directory.root(), wake.clone())?;
     let heard = Heard::default();
     listen(wake.clone(), Arc::clone(&heard))?;
     admin::serve(&config, wake, live, Arc::clone(&metrics)).await?;
@@ -114,7 +114,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut looked = tokio::time::Instant::now();
     let mut untidied = None;
     loop {
-        let patience = if enforcer.waiting.is_empty() && enforcer.ready() { LOOK_ANYWAY } else { LOOK_AGAIN };
+        let patience = if enforcer.waiting.is_empty() && enforcer.settled() { LOOK_ANYWAY } else { LOOK_AGAIN };
         let first = tokio::select! {
             // From the last look on: questions that keep coming must not put it off.
             () = tokio::time::sleep_until(looked + patience) => None,
@@ -144,7 +144,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let mut look = anyway;
         if let Some(wake) = first {
             match wake {
-                Wake::Files | Wake::Interfaces => {
+                Wake::Facts | Wake::Interfaces => {
                     tokio::time::sleep(SETTLE).await;
                     look = true;
                 }
@@ -153,7 +153,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         while let Ok(wake) = woken.try_recv() {
             match wake {
-                Wake::Files | Wake::Interfaces => look = true,
+                Wake::Facts | Wake::Interfaces => look = true,
                 Wake::Asked(question, answer) => asked.push((question, answer)),
             }
         }
@@ -221,23 +221,8 @@ fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Insta
             let applied_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             json!({ "revision": enforcer.active, "applied_us": applied_us })
         }
-        Question::Sync => json!({ "reasons": enforcer.reasons }),
+        Question::Sync => json!({ "reasons": enforcer.all_reasons() }),
     }
-}
-
-fn watch(root: &std::path::Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<notify::RecommendedWatcher> {
-    let told = move |event: notify::Result<notify::Event>| {
-        let heard = !matches!(&event, Ok(event) if matches!(event.kind, notify::EventKind::Access(_)));
-        if heard {
-            // A full queue holds a wake-up already.
-            let _ = wake.try_send(Wake::Files);
-        }
-    };
-    let mut watcher = notify::recommended_watcher(told).context("inotify is not to be had")?;
-    watcher
-        .watch(root, notify::RecursiveMode::Recursive)
-        .with_context(|| format!("manifests directory {} cannot be watched", root.display()))?;
-    Ok(watcher)
 }
 
 /// What was heard of interfaces and routes since the last step.

@@ -9,9 +9,9 @@ use reeve_policy::model::{Level, Problem};
 use reeve_policy::provenance::workload_id;
 
 impl Enforcer {
-    /// All problems: those of files and those of objects.
+    /// All problems: those of where facts come from, and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
-        let kept = self.file_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
+        let kept = self.source_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
         kept.cloned().chain(self.unplaced_problems())
     }
 

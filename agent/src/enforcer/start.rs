@@ -14,7 +14,7 @@ use crate::datapath::{Adopted, Attachments, Loaded, Maps, Pins, adopt, embedded_
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::upgrade;
-use crate::watch::files::Directory;
+use crate::watch::Source;
 use anyhow::Context;
 use reeve_abi::config::Config;
 use reeve_abi::{mark, stats};
@@ -28,9 +28,13 @@ use std::sync::{Arc, RwLock};
 
 impl Enforcer {
     /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
-    pub async fn start(config: &config::Config, handle: Handle, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: &config::Config,
+        source: Source,
+        handle: Handle,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         let node = config.node.clone().context("which node is this? give --node NAME")?;
-        let manifests = config.manifests.clone().context("where are the manifests? give --manifests DIR")?;
         let (dictionary_file, entries) = DictionaryFile::open(&config.dictionary())?;
         guard::look_for_others(config.mark_mask.shift)?;
         let loaded = Loaded::load(embedded_object(), Pins::Directory(&config.map_pins()), &config.map_entries)?;
@@ -93,9 +97,9 @@ impl Enforcer {
             guarded: true,
             host: HostHook::new(&config.cgroup, &config.link_pins()),
             interfaces,
-            directory: Directory::new(&manifests),
+            source,
             local_addresses: BTreeSet::new(),
-            file_problems: Vec::new(),
+            source_problems: Vec::new(),
             problems: Vec::new(),
             drift: Vec::new(),
             settings: None,
@@ -107,7 +111,8 @@ impl Enforcer {
             node,
             active: 0,
             waiting: BTreeSet::new(),
-            reasons: vec!["the manifests have not been read yet".to_owned()],
+            reasons: vec!["the facts have not been read yet".to_owned()],
+            stale: Vec::new(),
             resolving: BTreeMap::new(),
             traffic_rows: Vec::new(),
             counted_at: None,

@@ -1,6 +1,6 @@
 //! One step: facts in, the kernel's maps and hooks out.
 //!
-//! Invariant: nothing in the kernel changes before every file has been read once; entries are on disk before any map
+//! Invariant: nothing in the kernel changes before every file, or every kind of object, has been read once; entries are on disk before any map
 //! refers to them.
 
 use super::interfaces::Scope;
@@ -16,7 +16,6 @@ use reeve_abi::stats;
 use reeve_policy::plan::Op;
 use reeve_policy::provenance::DictionaryEntry;
 use reeve_policy::store::Change;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Between two counts of the maps that traffic fills.
@@ -94,11 +93,12 @@ impl Enforcer {
     async fn try_step(&mut self, begun: Instant, scope: &Scope, reasons: &mut Vec<String>) -> anyhow::Result<()> {
         // What can fail comes before the scan: a change is told by one scan only.
         let local = discover::local_addresses(&self.handle).await.context("the node's addresses cannot be listed")?;
-        let scan = self
-            .directory
-            .scan()
-            .with_context(|| format!("manifests directory {} cannot be listed", self.directory.root().display()))?;
-        self.file_problems = scan.problems;
+        let scan = self.source.scan()?;
+        self.source_problems = scan.problems;
+        if scan.stale != self.stale {
+            tracing::warn!(reasons = scan.stale.join("; "), "what is known may be old");
+            self.stale = scan.stale;
+        }
         let mut changes = scan.changes;
         if local != self.local_addresses {
             self.local_addresses.clone_from(&local);
@@ -106,7 +106,7 @@ impl Enforcer {
         }
         let first = self.active == 0;
         if first && !scan.unread.is_empty() {
-            reasons.extend(scan.unread.iter().map(|path| unread(path)));
+            reasons.extend(scan.unread.iter().map(|what| format!("{what}; the kernel stays as it is")));
             // The changes that were told now will not be told again: they go into the engine, the kernel stays.
             self.learn(changes)?;
             return Ok(());
@@ -239,8 +239,4 @@ impl Enforcer {
     pub(crate) fn counted_since(&self, moment: Instant) -> bool {
         self.counted_at.is_some_and(|at| at > moment)
     }
-}
-
-fn unread(path: &Path) -> String {
-    format!("{} has not been readable yet; the kernel stays as it is", path.display())
 }

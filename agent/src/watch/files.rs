@@ -2,12 +2,17 @@
 //!
 //! Invariant: a file that cannot be read keeps the objects of its last good version; nothing opens because of it.
 
+use super::Scan;
+use crate::run::Wake;
+use anyhow::Context;
+use notify::Watcher;
 use reeve_policy::manifest;
 use reeve_policy::model::{Level, Problem};
 use reeve_policy::store::{Change, Object, ObjectKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+use tokio::sync::mpsc;
 
 /// The directory and what was last read of it.
 #[derive(Debug)]
@@ -24,17 +29,6 @@ struct File {
     /// Objects of the last good version; `None`: there was none yet.
     objects: Option<Vec<Object>>,
     problem: Option<Problem>,
-}
-
-/// What a scan found.
-#[derive(Debug, Default, PartialEq)]
-pub struct Scan {
-    /// What differs from the last scan, deletions last.
-    pub changes: Vec<Change>,
-    /// Unreadable files and duplicate objects.
-    pub problems: Vec<Problem>,
-    /// Files without any good version yet: the facts are not whole.
-    pub unread: Vec<PathBuf>,
 }
 
 impl Directory {
@@ -68,7 +62,7 @@ impl Directory {
         for (path, file) in &self.files {
             scan.problems.extend(file.problem.clone());
             let Some(objects) = &file.objects else {
-                scan.unread.push(path.clone());
+                scan.unread.push(format!("{} has not been readable yet", path.display()));
                 continue;
             };
             for object in objects {
@@ -150,6 +144,22 @@ impl File {
     }
 }
 
+/// Hears of whatever changes in the directory.
+pub(super) fn watch(root: &Path, wake: mpsc::Sender<Wake>) -> anyhow::Result<notify::RecommendedWatcher> {
+    let told = move |event: notify::Result<notify::Event>| {
+        let heard = !matches!(&event, Ok(event) if matches!(event.kind, notify::EventKind::Access(_)));
+        if heard {
+            // A full queue holds a wake-up already.
+            let _ = wake.try_send(Wake::Facts);
+        }
+    };
+    let mut watcher = notify::recommended_watcher(told).context("inotify is not to be had")?;
+    watcher
+        .watch(root, notify::RecursiveMode::Recursive)
+        .with_context(|| format!("manifests directory {} cannot be watched", root.display()))?;
+    Ok(watcher)
+}
+
 fn duplicate(key: &ObjectKey, first: &Object, second: &Object) -> Problem {
     Problem {
         level: Level::Warning,
@@ -223,7 +233,8 @@ mod tests {
         let path = directory.path().join("bad.yaml");
         fs::write(&path, "{").expect("written");
         let scan = Directory::new(directory.path()).scan().expect("read");
-        assert_eq!((scan.unread, scan.problems.len()), (vec![path], 1));
+        let named = format!("{} has not been readable yet", path.display());
+        assert_eq!((scan.unread, scan.problems.len()), (vec![named], 1));
     }
 
     #[test]

@@ -1,0 +1,54 @@
+//! How the API server is reached, and as whom.
+
+use ::kube::config::{KubeConfigOptions, Kubeconfig};
+use ::kube::{Client, Config};
+use anyhow::Context;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Between two readings of credentials.
+const RENEW_AFTER: Duration = Duration::from_secs(10);
+
+/// A way to the API server.
+#[allow(missing_debug_implementations, reason = "holds a client, which has none")]
+pub struct Access {
+    kubeconfig: Option<PathBuf>,
+    client: Mutex<(Client, Instant)>,
+}
+
+impl Access {
+    /// By this kubeconfig, or as the pod that this process runs in. The server need not answer yet.
+    pub async fn open(kubeconfig: Option<PathBuf>) -> anyhow::Result<Self> {
+        let client = connect(kubeconfig.as_ref()).await?;
+        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())) })
+    }
+
+    /// The client of now.
+    pub(super) fn client(&self) -> Client {
+        self.client.lock().expect("nobody panics while taking the client").0.clone()
+    }
+
+    /// Reads the credentials anew, as the server takes those of before no longer; some files are replaced before they end.
+    pub(super) async fn renew(&self) -> anyhow::Result<()> {
+        let due = |read: Instant| read.elapsed() >= RENEW_AFTER;
+        if !due(self.client.lock().expect("nobody panics while taking the client").1) {
+            return Ok(());
+        }
+        let client = connect(self.kubeconfig.as_ref()).await?;
+        *self.client.lock().expect("nobody panics while taking the client") = (client, Instant::now());
+        Ok(())
+    }
+}
+
+async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let named = || format!("kubeconfig {}", path.display());
+            let file = Kubeconfig::read_from(path).with_context(named)?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.with_context(named)?
+        }
+        None => Config::incluster().context("this is no pod of a cluster, or has no service account")?,
+    };
+    Client::try_from(config).context("no client can be made of the credentials")
+}
