@@ -39,11 +39,7 @@ pub enum Source {
 
 impl Source {
     /// Opens the one that settings name. `wake` hears when there is something to look at.
-    pub(crate) async fn open(
-        config: &Config,
-        wake: mpsc::Sender<Wake>,
-        metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn open(config: &Config, wake: mpsc::Sender<Wake>, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         match (&config.manifests, &config.kubeconfig) {
             (Some(manifests), Some(kubeconfig)) => anyhow::bail!(
                 "--manifests {} and --kubeconfig {}: facts come from one place",

@@ -38,9 +38,11 @@ fn closed() -> Option<World> {
 fn all_programs_pass_the_verifier_with_room_to_spare() {
     let Some(world) = closed() else { return };
     for program in Program::ALL {
-        let walked = world.kernel.verified_instructions(program).unwrap();
-        println!("{program:?}: {walked} instructions verified");
-        assert!(walked < 500_000, "{program:?}: {walked} of a million instructions");
+        // Without an answer, that they were loaded is all that there is to say.
+        if let Some(walked) = world.kernel.verified_instructions(program).unwrap() {
+            println!("{program:?}: {walked} instructions verified");
+            assert!(walked < 500_000, "{program:?}: {walked} of a million instructions");
+        }
     }
 }
 

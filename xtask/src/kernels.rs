@@ -38,7 +38,8 @@ const REAL_TRAFFIC: [&str; 6] = [
 const VERIFIER: &str = "all_programs_pass_the_verifier_with_room_to_spare";
 
 /// What the lab and the agent ask of a kernel that may have it as modules.
-const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "nf_conntrack_netlink", "nf_tables"];
+const MODULES: [&str; 7] =
+    ["veth", "bridge", "sch_ingress", "cls_bpf", "nf_conntrack_netlink", "nf_tables", "nft_counter"];
 
 /// Programs of this machine that the lab runs, by the path where it looks for them.
 const TOOLS: [(&str, &str); 4] =

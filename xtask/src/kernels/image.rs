@@ -60,7 +60,9 @@ pub(super) fn kernels(places: &Places) -> anyhow::Result<Vec<Kernel>> {
             fetch(archive, suite, meta, &new).with_context(|| format!("the kernel of {suite}"))?;
             fs::rename(&new, &place).with_context(|| format!("cannot rename {}", new.display()))?;
         }
-        kernels.push(Kernel::read(&place, scope).with_context(|| format!("{} (remove it to fetch again)", place.display()))?);
+        kernels.push(
+            Kernel::read(&place, scope).with_context(|| format!("{} (remove it to fetch again)", place.display()))?,
+        );
     }
     Ok(kernels)
 }

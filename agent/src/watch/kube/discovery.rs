@@ -1,10 +1,10 @@
 //! Which kinds of policies the API server serves: asked at start, when a definition changes, and now and then.
 
+use super::Shared;
 use super::access::Access;
 use super::inbox::{Discovery, Failure};
 use super::resources::{CALICO, OPTIONAL, Optional, Resource, built_in, service_accounts};
 use super::stream::{self, words};
-use super::Shared;
 use ::kube::api::{Api, ApiResource, DynamicObject, WatchParams};
 use ::kube::{Client, Error};
 use futures_util::TryStreamExt;

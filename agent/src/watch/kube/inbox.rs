@@ -150,7 +150,9 @@ impl Inbox {
         }
         scan.changes = applied.into_iter().chain(deleted).collect();
         match &self.discovery {
-            Discovery::Awaited => scan.unread.push("the API server has not said yet which policies it serves".to_owned()),
+            Discovery::Awaited => {
+                scan.unread.push("the API server has not said yet which policies it serves".to_owned())
+            }
             Discovery::Failing(why) => {
                 scan.unread.push(format!("the API server does not say which policies it serves: {}", why.what));
             }
@@ -302,8 +304,7 @@ mod tests {
     fn facts_are_not_whole_before_each_kind_was_listed_and_old_while_one_cannot_be_heard() {
         let mut inbox = inbox();
         assert_eq!(inbox.take().unread, ["pods have not been listed yet"]);
-        let failure =
-            |since: &str| Failure { what: "no route".to_owned(), since: since.to_owned(), forbidden: false };
+        let failure = |since: &str| Failure { what: "no route".to_owned(), since: since.to_owned(), forbidden: false };
         inbox.stands(PODS, Some(failure("one")));
         assert_eq!(inbox.take().unread, ["pods cannot be listed: no route"]);
         list(&mut inbox, &["a"]);

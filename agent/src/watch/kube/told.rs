@@ -16,9 +16,10 @@ pub(super) fn pod(workload: &Workload) -> Value {
     if workload.host_network {
         spec["hostNetwork"] = json!(true);
     }
-    let named = workload.named_ports.iter().map(|port| {
-        json!({ "name": port.name, "containerPort": port.port, "protocol": protocol(port.protocol) })
-    });
+    let named = workload
+        .named_ports
+        .iter()
+        .map(|port| json!({ "name": port.name, "containerPort": port.port, "protocol": protocol(port.protocol) }));
     let of_host = workload.host_ports.iter().map(|port| {
         let mut fields = Map::new();
         fields.insert("containerPort".to_owned(), json!(port.port));
