@@ -38,8 +38,10 @@ const REAL_TRAFFIC: [&str; 6] = [
 const VERIFIER: &str = "all_programs_pass_the_verifier_with_room_to_spare";
 
 /// What the lab and the agent ask of a kernel that may have it as modules.
-const MODULES: [&str; 7] =
-    ["veth", "bridge", "sch_ingress", "cls_bpf", "nf_conntrack_netlink", "nf_tables", "nft_counter"];
+const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "nf_conntrack_netlink", "nf_tables"];
+
+/// What of that is a module of its own only before 5.17.
+const OLD_MODULES: [&str; 1] = ["nft_counter"];
 
 /// Programs of this machine that the lab runs, by the path where it looks for them.
 const TOOLS: [(&str, &str); 4] =
@@ -101,7 +103,8 @@ fn commands(scope: Scope, arguments: &[String]) -> String {
 
 fn run_on(kernel: &Kernel, mut guest: Guest, work: &Path) -> anyhow::Result<Count> {
     let release = &kernel.release;
-    for (number, (name, content)) in kernel.modules(&MODULES)?.into_iter().enumerate() {
+    let old: &[&str] = if kernel.scope == Scope::Traffic { &OLD_MODULES } else { &[] };
+    for (number, (name, content)) in kernel.modules(&[&MODULES, old].concat())?.into_iter().enumerate() {
         guest.file(&format!("/modules/{number:03}-{name}.ko"), content);
     }
     let (archive, console) = (work.join(format!("{release}.cpio")), work.join(format!("{release}.console")));
