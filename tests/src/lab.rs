@@ -23,13 +23,15 @@ mod register;
 mod services;
 mod wait;
 
+use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 
 pub use admin::Response;
-pub use agent::{Agent, AgentOptions, agent_program};
+pub use agent::{Agent, AgentOptions, Facts, agent_program};
 pub use ip::program as ip_program;
 pub use manifests::{Labels, Manifests};
 pub use netns::Netns;
@@ -103,9 +105,23 @@ impl Lab {
     ///
     /// It reaches the nodes, and in a flat network the pods.
     pub fn outside(&self, name: &str) -> anyhow::Result<Netns> {
+        self.machine(name).map(|(netns, _)| netns)
+    }
+
+    /// The same, with its IPv4 address.
+    pub(crate) fn machine(&self, name: &str) -> anyhow::Result<(Netns, IpAddr)> {
         let netns = Netns::create(&self.inner.register, name, None)?;
-        self.connect(&netns, false)?;
-        Ok(netns)
+        let addressing = self.connect(&netns, false)?;
+        Ok((netns, addressing.node_v4.into()))
+    }
+
+    /// A program as a process of this namespace, ended with the lab at the latest.
+    pub(crate) fn spawn(&self, netns: &Netns, command: &mut Command) -> anyhow::Result<Child> {
+        // A process starts in the namespace and the cgroup of the thread that starts it.
+        let spawned = netns.run(|| command.spawn())?;
+        let child = spawned.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        self.register().child(child.id())?;
+        Ok(child)
     }
 
     /// Manifests that every node's agent reads; a pod made in the lab writes its own.
