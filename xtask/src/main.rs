@@ -3,11 +3,13 @@
 mod compile;
 mod demo;
 mod fuzz;
+mod image;
 mod kernels;
 mod lint;
 mod mutants;
 mod places;
 mod process;
+mod program;
 mod setup;
 mod tidy;
 mod tiers;
@@ -50,6 +52,13 @@ enum Command {
         /// Use the dev profile: quicker to build, slower to run.
         #[arg(long)]
         dev: bool,
+    },
+    /// Build the agent without shared libraries and put it into a container image: an archive for `ctr images import` or
+    /// `docker load`.
+    Image {
+        /// The image's name and tag.
+        #[arg(long, value_name = "NAME:TAG")]
+        tag: Option<String>,
     },
     /// Run the tests: one tier, or all in order with the fast ones first, but not on other kernels.
     Test {
@@ -117,6 +126,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let profile = if *dev { Profile::Dev } else { Profile::Release };
             compile::everything(&places, profile)?;
         }
+        Command::Image { tag } => println!("{}", image::build(&places, tag.as_deref())?.display()),
         Command::Test { tier, worlds, seed, arguments } => {
             let judges = JudgeOptions { worlds: *worlds, seed: *seed };
             return tiers::run(&places, *tier, judges, arguments);

@@ -9,7 +9,7 @@ pub(super) mod tcx;
 use super::load::{FROM_POD, HOLD, LoadError, Loaded, TO_POD};
 use super::syscall;
 use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, TcAttachType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -285,7 +285,7 @@ impl Attachments {
     }
 
     /// Takes away what [`Attachments::hold`] put there, and waits until it is gone; nothing there is fine.
-    pub fn release(&mut self, interface: &str, ifindex: u32) -> Result<(), AttachError> {
+    pub fn release(&mut self, loaded: &mut Loaded, interface: &str, ifindex: u32) -> Result<(), AttachError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         for hook in HOOKS {
             let path = directory.join(hold_name(ifindex, hook));
@@ -293,7 +293,7 @@ impl Attachments {
             if held.is_some() || path.exists() {
                 remove(&path)?;
                 drop(held);
-                tcx::wait_until_open(hook, interface, ifindex)?;
+                tcx::wait_until_open(loaded, hook, interface, ifindex)?;
             }
         }
         Ok(())
@@ -344,7 +344,7 @@ impl Attachments {
                         let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
                         self.put(ifindex, hook, link);
                         drop(closed);
-                        tcx::wait_until_open(hook, interface, ifindex)?;
+                        tcx::wait_until_open(loaded, hook, interface, ifindex)?;
                         repairs.push(Repair::First);
                     }
                 },
@@ -424,10 +424,14 @@ fn attach_error(interface: &str, ifindex: u32, hook: Hook) -> impl Fn(ProgramErr
     }
 }
 
+/// Index of the loopback device, in each namespace.
+const LOOPBACK: u32 = 1;
+
 /// By what programs can be attached here: TCX where the kernel knows it.
 pub fn probe() -> Mechanism {
-    // The loopback device is in every namespace; a kernel without TCX does not know the question.
-    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+    // The loopback device is in every namespace; a kernel without TCX does not know the question. Only numbers are asked
+    // for: who a program of others is, nobody may know without CAP_SYS_ADMIN.
+    match syscall::chain(LOOPBACK, tcx::BPF_TCX_INGRESS) {
         Ok(_) => Mechanism::Tcx,
         Err(error) => {
             tracing::info!(%error, "no TCX here: clsact filters are used");

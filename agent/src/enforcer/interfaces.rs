@@ -226,7 +226,7 @@ impl Enforcer {
         }
         self.loaded.maps.endpoints.put(&device.ifindex, &row)?;
         self.homeless.remove(&workload);
-        self.attachments.release(&device.name, device.ifindex)?;
+        self.attachments.release(&mut self.loaded, &device.name, device.ifindex)?;
         tracing::info!(interface = device.name, ifindex = device.ifindex, "endpoint attached");
         // The device that it left is closed, unless it is another pod's already.
         if let Some(old) = moved

@@ -4,12 +4,14 @@ use std::env;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 
 use super::admin::{self, Response};
@@ -36,6 +38,9 @@ pub enum Facts {
     /// The API server that this kubeconfig leads to.
     Kubeconfig(PathBuf),
 }
+
+/// All that an agent may do, as the DaemonSet grants it.
+const GRANTED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
 
 /// How to start an agent.
 #[derive(Clone, Debug, Default)]
@@ -228,6 +233,13 @@ fn spawn(node: &Node, options: &AgentOptions) -> anyhow::Result<Child> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    // SAFETY: system calls only, and nothing of this process is touched.
+    unsafe {
+        command.pre_exec(|| {
+            let others = CapabilitySet::all().difference(GRANTED);
+            Ok(others.iter_names().try_for_each(|(_, one)| remove_capability_from_bounding_set(one))?)
+        });
+    }
     node.spawn(&mut command)
 }
 
@@ -240,4 +252,24 @@ fn get(node: &Node, method: &str, path: &str) -> anyhow::Result<Response> {
 
 fn log_file(node: &Node) -> PathBuf {
     node.run_directory().with_file_name("agent.log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chart_grants_what_agents_have_in_the_lab_and_no_more() {
+        let chart = include_str!("../../../deploy/helm/reeve/templates/daemonset.yaml");
+        let names: Vec<&str> = GRANTED.iter_names().map(|(name, _)| name).collect();
+        let mut granted: Vec<&str> = chart
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'))
+            .expect("a line of capabilities")
+            .split(", ")
+            .collect();
+        granted.sort_unstable_by_key(|name| names.iter().position(|known| known == name));
+        assert_eq!(granted, names);
+        assert!(chart.contains("drop: [ALL]"));
+    }
 }

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use cpio::newc;
 
-use crate::process;
+use crate::program::{libraries, stripped};
 
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
@@ -54,30 +53,4 @@ impl Guest {
         });
         cpio::write_cpio(inputs, Vec::new()).context("cannot write the archive")
     }
-}
-
-fn stripped(program: &Path) -> anyhow::Result<Vec<u8>> {
-    let small = std::env::temp_dir().join(format!("reeve-stripped-{}", std::process::id()));
-    process::run(Command::new("strip").arg("-o").arg(&small).arg(program))?;
-    let content = fs::read(&small).with_context(|| format!("cannot read {}", small.display()));
-    fs::remove_file(&small).with_context(|| format!("cannot remove {}", small.display()))?;
-    content
-}
-
-/// The dynamic linker and all libraries, by the paths that the linker looks for.
-fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let list = process::output(Command::new("ldd").arg(program))?;
-    let mut found = Vec::new();
-    for line in list.lines() {
-        // `name => path (address)`, `path (address)`, or what the kernel provides itself.
-        let place = line.split_once(" => ").map_or(line, |(_, place)| place);
-        let Some(place) = place.trim().split(" (").next() else { continue };
-        if place == "not found" {
-            bail!("{}: {}", program.display(), line.trim());
-        }
-        if place.starts_with('/') {
-            found.push(place.into());
-        }
-    }
-    Ok(found)
 }

@@ -20,7 +20,7 @@ pub(in crate::datapath) enum Standing {
 }
 
 /// `enum bpf_attach_type`.
-const BPF_TCX_INGRESS: u32 = 46;
+pub(super) const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
 /// How long the kernel may take to let go of a link that nobody holds any more.
@@ -96,7 +96,7 @@ pub(in crate::datapath) fn to_front(
         None => Ok(link),
     };
     drop(before);
-    wait_until_gone(spare, hook, interface, ifindex)?;
+    wait_for_release(loaded, Hook { program: spare, ..hook }, interface, ifindex)?;
     link
 }
 
@@ -128,24 +128,14 @@ pub(in crate::datapath) fn wait_for_release(
     Ok(())
 }
 
-/// Waits until nobody's program drops everything at the hook.
-pub(in crate::datapath) fn wait_until_open(hook: Hook, interface: &str, ifindex: u32) -> Result<(), AttachError> {
-    wait_until_gone(HOLD, hook, interface, ifindex)
-}
-
-fn wait_until_gone(program: &str, hook: Hook, interface: &str, ifindex: u32) -> Result<(), AttachError> {
-    let failed = attach_error(interface, ifindex, hook);
-    let begun = Instant::now();
-    loop {
-        let (_, chain) = SchedClassifier::query_tcx(interface, hook.at).map_err(&failed)?;
-        if !chain.iter().any(|found| found.name_as_str() == Some(program)) {
-            return Ok(());
-        }
-        if begun.elapsed() > RELEASE {
-            return Err(failed(ProgramError::AlreadyAttached));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// Waits until our program that drops everything is out of the chain. That of an earlier agent was taken off with its pin.
+pub(in crate::datapath) fn wait_until_open(
+    loaded: &mut Loaded,
+    hook: Hook,
+    interface: &str,
+    ifindex: u32,
+) -> Result<(), AttachError> {
+    wait_for_release(loaded, Hook { program: HOLD, ..hook }, interface, ifindex)
 }
 
 /// Where our program stands at an interface.
