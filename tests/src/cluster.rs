@@ -12,7 +12,9 @@ mod control;
 mod keys;
 mod kubelet;
 mod programs;
+mod proxy;
 mod rights;
+mod runtime;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -26,9 +28,11 @@ use crate::lab::{Lab, Netns, Network, until};
 use keys::Keys;
 
 pub use audit::Call;
-pub use cni::{Chain, CniError, Sandbox, point_to_point};
+pub use cni::{Chain, CniError, Sandbox, bridged, point_to_point, port_mapping};
 pub use programs::Programs;
+pub use proxy::{Proxy, ProxyMode};
 pub use rights::Rule;
+pub use runtime::WiredPod;
 
 /// Longest wait for the API server: a busy machine takes its time to start it.
 const START_PATIENCE: Duration = Duration::from_mins(2);

@@ -8,7 +8,7 @@
 //! what a killed one left.
 
 mod addressing;
-mod admin;
+pub(crate) mod admin;
 mod agent;
 mod ip;
 mod manifests;
@@ -48,7 +48,9 @@ pub use services::{
 pub use wait::until;
 
 use addressing::Addressing;
+pub(crate) use addressing::POD_NETWORKS;
 use register::Register;
+pub(crate) use services::SERVICE_NETWORKS;
 
 /// A network of nodes; removed when the last handle to it or to anything in it is dropped.
 #[derive(Clone)]

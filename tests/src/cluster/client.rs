@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
@@ -21,8 +21,13 @@ impl Cluster {
 
     /// The same, with something to read.
     pub fn kubectl_with(&self, arguments: &[&str], input: Option<&str>) -> anyhow::Result<String> {
+        self.kubectl_as(&self.keys.path("admin.kubeconfig"), arguments, input)
+    }
+
+    /// The same, as whom a kubeconfig names.
+    pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str], input: Option<&str>) -> anyhow::Result<String> {
         let mut command = self.programs.command("kubectl");
-        command.arg("--kubeconfig").arg(self.keys.path("admin.kubeconfig")).args(arguments);
+        command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
         // Nothing of the user's: neither what it has cached of another server, nor proxies on the way to one.
         command.env_clear().env("HOME", &self.directory).env("KUBECACHEDIR", self.directory.join("kubectl"));
         self.netns.run(|| output(&mut command, input))?

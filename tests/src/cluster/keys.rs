@@ -21,6 +21,7 @@ pub(super) struct Keys {
     directory: PathBuf,
     server: String,
     authority: String,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 impl Keys {
@@ -34,14 +35,15 @@ impl Keys {
         let key = KeyPair::generate()?;
         let authority = params.self_signed(&key)?.pem();
         let server = format!("https://{address}:6443");
-        let keys = Self { directory: directory.to_owned(), server, authority };
-        keys.write("ca.crt", &keys.authority)?;
-        keys.write("ca.key", &key.serialize_pem())?;
+        let key_text = key.serialize_pem();
         let issuer = Issuer::new(params, key);
+        let keys = Self { directory: directory.to_owned(), server, authority, issuer };
+        keys.write("ca.crt", &keys.authority)?;
+        keys.write("ca.key", &key_text)?;
 
         let names = API_NAMES.into_iter().chain(API_SERVICE).map(str::to_owned);
         let names: Vec<String> = names.chain([address.to_string(), "127.0.0.1".to_owned()]).collect();
-        let (certificate, key) = signed(&issuer, "kube-apiserver", None, names)?;
+        let (certificate, key) = signed(&keys.issuer, "kube-apiserver", None, names)?;
         keys.write("apiserver.crt", &certificate)?;
         keys.write("apiserver.key", &key)?;
         let accounts = KeyPair::generate()?;
@@ -51,17 +53,35 @@ impl Keys {
             ("admin", "admin", Some("system:masters")),
             ("controller-manager", "system:kube-controller-manager", None),
             ("kube-proxy", "system:kube-proxy", None),
+            ("scheduler", "system:kube-scheduler", None),
         ] {
-            let (certificate, key) = signed(&issuer, name, group, Vec::new())?;
-            keys.write(&format!("{file}.crt"), &certificate)?;
-            keys.write(&format!("{file}.key"), &key)?;
-            let user = json!({
-                "client-certificate": keys.path(&format!("{file}.crt")),
-                "client-key": keys.path(&format!("{file}.key")),
-            });
-            keys.write(&format!("{file}.kubeconfig"), &keys.kubeconfig(&user).to_string())?;
+            keys.client(file, name, group)?;
         }
         Ok(keys)
+    }
+
+    /// A kubelet's certificate, by which the API server knows what pods it may speak of; its kubeconfig.
+    pub(super) fn node(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.client(&format!("node-{name}"), &format!("system:node:{name}"), Some("system:nodes"))
+    }
+
+    /// The kubeconfig of whom [`Keys::node`] knows.
+    pub(super) fn node_kubeconfig(&self, name: &str) -> PathBuf {
+        self.path(&format!("node-{name}.kubeconfig"))
+    }
+
+    /// A certificate of a client, in these files, and a kubeconfig with it.
+    fn client(&self, file: &str, name: &str, group: Option<&str>) -> anyhow::Result<PathBuf> {
+        let (certificate, key) = signed(&self.issuer, name, group, Vec::new())?;
+        self.write(&format!("{file}.crt"), &certificate)?;
+        self.write(&format!("{file}.key"), &key)?;
+        let user = json!({
+            "client-certificate": self.path(&format!("{file}.crt")),
+            "client-key": self.path(&format!("{file}.key")),
+        });
+        let kubeconfig = format!("{file}.kubeconfig");
+        self.write(&kubeconfig, &self.kubeconfig(&user).to_string())?;
+        Ok(self.path(&kubeconfig))
     }
 
     /// A file by its name.

@@ -14,6 +14,7 @@ impl Cluster {
         let node = self.lab.node(name, mode)?;
         let mut object = node.object();
         let status = object.as_object_mut().and_then(|fields| fields.remove("status")).context("a node has a status")?;
+        self.keys.node(name)?;
         self.apply(&[object])?;
         self.patch_status(&["node", name], &status)?;
         Ok(node)
@@ -37,16 +38,7 @@ impl Cluster {
 
     /// Tells the API server that a pod runs, as its kubelet does.
     pub fn tell_running(&self, node: &Node, namespace: &str, name: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        let ready = |kind: &str| json!({ "type": kind, "status": "True" });
-        let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
-        let status = json!({
-            "phase": "Running",
-            "hostIP": node.v4(),
-            "hostIPs": [{ "ip": node.v4() }, { "ip": node.v6() }],
-            "podIP": addresses.first(),
-            "podIPs": ips,
-            "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
-        });
+        let status = running(node, addresses);
         self.patch_status(&["pod", name, "-n", namespace], &status)
     }
 
@@ -60,4 +52,18 @@ impl Cluster {
     fn patch_status(&self, what: &[&str], status: &Value) -> anyhow::Result<()> {
         self.patch(&[&["--subresource=status"], what].concat(), &json!({ "status": status }))
     }
+}
+
+/// The status of a pod that runs and is ready.
+pub(super) fn running(node: &Node, addresses: &[IpAddr]) -> Value {
+    let ready = |kind: &str| json!({ "type": kind, "status": "True" });
+    let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+    json!({
+        "phase": "Running",
+        "hostIP": node.v4(),
+        "hostIPs": [{ "ip": node.v4() }, { "ip": node.v6() }],
+        "podIP": addresses.first(),
+        "podIPs": ips,
+        "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
+    })
 }

@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 /// Longest wait for what an agent does of itself: it asks a server that was away again after half a minute, at most.
 pub(crate) const LONG: Duration = Duration::from_mins(1);
 
+/// Long enough for a first packet that has to resolve addresses on the way, on a machine with other work.
+pub(crate) const GENEROUS: Duration = Duration::from_secs(3);
+
 /// The kind of the policies that every API server has, as agents name it.
 pub(crate) const POLICIES: &str = "networkpolicies.networking.k8s.io";
 
