@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::town::{Company, Town, skipped};
+use crate::town::{Company, Town, skipped_without_agent};
 
 /// The version of Kubernetes that the repository pins, as in `v1.36.2`.
 fn pinned() -> String {
@@ -17,7 +17,7 @@ fn pinned() -> String {
 
 #[test]
 fn control_plane_is_ready_and_is_of_the_pinned_version() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("version", Company::Shared);
@@ -33,7 +33,7 @@ fn control_plane_is_ready_and_is_of_the_pinned_version() {
 
 #[test]
 fn objects_outlive_an_api_server_that_is_killed() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("outlive", Company::Alone);
@@ -52,7 +52,7 @@ fn objects_outlive_an_api_server_that_is_killed() {
 
 #[test]
 fn service_account_may_read_pods_only_with_a_role_that_says_so() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("role", Company::Shared);
@@ -82,7 +82,7 @@ fn service_account_may_read_pods_only_with_a_role_that_says_so() {
 
 #[test]
 fn dry_run_refuses_a_policy_that_is_invalid_and_keeps_none_that_is_valid() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("dry-run", Company::Shared);

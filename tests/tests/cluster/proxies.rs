@@ -7,12 +7,12 @@ use reeve_tests::lab::{Mode, until};
 use reeve_tests::traffic::{PATIENCE, Server, connect};
 use serde_json::{Value, json};
 
-use crate::town::{Company, LONG, Town, skipped};
+use crate::town::{Company, LONG, Town, skipped_without_agent};
 use crate::wiring::{chain, pod};
 
 #[test]
 fn service_is_reached_by_rules_of_iptables_and_by_rules_of_nftables() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("proxies", Company::Shared);

@@ -57,6 +57,13 @@ pub(crate) fn skipped() -> bool {
     skip_unless(&[Root, Bpf, Netns, Cgroup, Agent, Kubernetes])
 }
 
+/// The same for tests that start no agent.
+#[track_caller]
+pub(crate) fn skipped_without_agent() -> bool {
+    use Capability::{Cgroup, Kubernetes, Nat, Netns, Root};
+    skip_unless(&[Root, Netns, Cgroup, Nat, Kubernetes])
+}
+
 fn cluster() -> Arc<Cluster> {
     let mut shared = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(cluster) = shared.upgrade() {

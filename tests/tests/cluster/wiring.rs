@@ -7,7 +7,7 @@ use reeve_tests::lab::{Mode, Netns, Node};
 use reeve_tests::traffic::{Server, connect};
 use serde_json::{Value, json};
 
-use crate::town::{Company, GENEROUS, Town, skipped};
+use crate::town::{Company, GENEROUS, Town, skipped_without_agent};
 
 /// A pod as somebody would create it, with a port of its node if one is given.
 pub(crate) fn pod(town: &Town, name: &str, host_port: Option<u16>) -> Value {
@@ -69,7 +69,7 @@ fn check_wiring(name: &str, wire: fn(&Node) -> anyhow::Result<Value>) {
 
 #[test]
 fn pods_that_ptp_and_portmap_wire_are_reached_on_their_node_and_from_another() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     check_wiring("wired-ptp", point_to_point);
@@ -77,7 +77,7 @@ fn pods_that_ptp_and_portmap_wire_are_reached_on_their_node_and_from_another() {
 
 #[test]
 fn pods_that_bridge_and_portmap_wire_are_reached_on_their_node_and_from_another() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     check_wiring("wired-bridge", bridged);
@@ -85,7 +85,7 @@ fn pods_that_bridge_and_portmap_wire_are_reached_on_their_node_and_from_another(
 
 #[test]
 fn plugin_that_fails_is_told_by_its_code_and_leaves_no_wire() {
-    if skipped() {
+    if skipped_without_agent() {
         return;
     }
     let town = Town::new("failing", Company::Shared);
