@@ -57,6 +57,7 @@ impl Cluster {
 /// The status of a pod that runs and is ready.
 pub(super) fn running(node: &Node, addresses: &[IpAddr]) -> Value {
     let ready = |kind: &str| json!({ "type": kind, "status": "True" });
+    let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready);
     let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
     json!({
         "phase": "Running",
@@ -64,6 +65,6 @@ pub(super) fn running(node: &Node, addresses: &[IpAddr]) -> Value {
         "hostIPs": [{ "ip": node.v4() }, { "ip": node.v6() }],
         "podIP": addresses.first(),
         "podIPs": ips,
-        "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
+        "conditions": conditions,
     })
 }
