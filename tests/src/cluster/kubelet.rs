@@ -38,6 +38,7 @@ impl Cluster {
     /// Tells the API server that a pod runs, as its kubelet does.
     pub fn tell_running(&self, node: &Node, namespace: &str, name: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
         let ready = |kind: &str| json!({ "type": kind, "status": "True" });
+        let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready);
         let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
         let status = json!({
             "phase": "Running",
@@ -45,7 +46,7 @@ impl Cluster {
             "hostIPs": [{ "ip": node.v4() }, { "ip": node.v6() }],
             "podIP": addresses.first(),
             "podIPs": ips,
-            "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
+            "conditions": conditions,
         });
         self.patch_status(&["pod", name, "-n", namespace], &status)
     }

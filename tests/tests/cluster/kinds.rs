@@ -102,13 +102,14 @@ fn agent_asks_for_all_that_its_role_grants_and_for_nothing_else() {
     town.start();
 
     let granted = cluster.granted().expect("a role");
-    let wanted: BTreeSet<(String, String)> =
+    let mut missing: BTreeSet<(String, String)> =
         granted.iter().map(|rule| (rule.group.clone(), rule.resource.clone())).collect();
-    let mut missing = wanted.clone();
     let asked = until("everything that is granted to be asked for", LONG, || {
         let calls = cluster.calls_of(&town.name, &town.name)?;
-        missing = wanted.clone();
-        calls.iter().for_each(|call| drop(missing.remove(&(call.group.clone(), call.resource.clone()))));
+        let asked_for = |(group, resource): &(String, String)| {
+            calls.iter().any(|call| call.group == *group && call.resource == *resource)
+        };
+        missing.retain(|wanted| !asked_for(wanted));
         Ok(missing.is_empty().then_some(calls))
     });
     let calls = asked.unwrap_or_else(|error| panic!("{error:#}: nobody has asked for {missing:?}"));
