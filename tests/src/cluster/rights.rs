@@ -24,8 +24,10 @@ pub struct Rule {
 impl Cluster {
     /// The objects of the chart's rights, for a release of this name: a service account, a role and its binding.
     pub fn rights(&self, namespace: &str, release: &str) -> anyhow::Result<Vec<Value>> {
+        let version: Value = serde_json::from_str(&self.kubectl(&["get", "--raw", "/version"])?)?;
+        let version = version["gitVersion"].as_str().context("the API server tells no version")?;
         let mut command: Command = self.programs.command("helm");
-        command.args(["template", release]).arg(chart()).args(["--namespace", namespace]);
+        command.args(["template", release]).arg(chart()).args(["--namespace", namespace, "--kube-version", version]);
         command.args(["--show-only", "templates/rbac.yaml"]).env_clear().env("HOME", &self.directory);
         let text = output(&mut command, None)?;
         let mut objects = Vec::new();
