@@ -63,8 +63,13 @@ impl Cluster {
         let cluster = Self { programs, keys, address, directory, netns, etcd, manager, api, lab };
         cluster.wait_ready()?;
         // It ends where it finds no rights, and a new API server has none before it is ready.
-        let manager =
-            control::controller_manager(&cluster.lab, &cluster.netns, &cluster.programs, &cluster.directory, &cluster.keys)?;
+        let manager = control::controller_manager(
+            &cluster.lab,
+            &cluster.netns,
+            &cluster.programs,
+            &cluster.directory,
+            &cluster.keys,
+        )?;
         *cluster.manager.lock().expect("nobody else has it yet") = Some(manager);
         Ok(cluster)
     }

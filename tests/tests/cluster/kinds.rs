@@ -114,7 +114,8 @@ fn agent_asks_for_all_that_its_role_grants_and_for_nothing_else() {
     });
     let calls = asked.unwrap_or_else(|error| panic!("{error:#}: nobody has asked for {missing:?}"));
     for call in &calls {
-        assert_eq!(call.code, 200, "{call:?}");
+        // 429: a kind that was defined a moment ago is not served yet, and asked for again.
+        assert!(matches!(call.code, 200 | 429), "{call:?}");
         // What is served is told to everybody, by a role of Kubernetes' own.
         let of_discovery = call.resource.is_empty() && call.verb == "get" && call.path.starts_with("/api");
         let rule = granted.iter().find(|rule| rule.group == call.group && rule.resource == call.resource);
@@ -127,7 +128,8 @@ fn agent_asks_for_all_that_its_role_grants_and_for_nothing_else() {
         assert!(verbs.contains("watch"), "{rule:?}: {verbs:?}");
         assert_eq!(rule.verbs, ["list", "watch"], "{rule:?}");
     }
-    let names: Vec<String> = definitions.iter().map(|one| one["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    let names: Vec<String> =
+        definitions.iter().map(|one| one["metadata"]["name"].as_str().unwrap().to_owned()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     cluster.delete(&[&["customresourcedefinition"], names.as_slice()].concat()).expect("deleted");
 }
