@@ -46,9 +46,9 @@ pub struct Cluster {
     directory: PathBuf,
     /// The control plane's namespace.
     netns: Netns,
-    etcd: Mutex<Child>,
-    manager: Mutex<Child>,
-    api: Mutex<Child>,
+    etcd: Mutex<Option<Child>>,
+    manager: Mutex<Option<Child>>,
+    api: Mutex<Option<Child>>,
     /// The lab: nodes are made by [`Cluster::node`].
     pub lab: Lab,
 }
@@ -63,10 +63,18 @@ impl Cluster {
         let keys = Keys::make(&directory.join("keys"), address)?;
         let etcd = control::etcd(&lab, &netns, &programs, &directory)?;
         let api = control::api_server(&lab, &netns, &programs, &directory, &keys, address)?;
-        let manager = control::controller_manager(&lab, &netns, &programs, &directory, &keys)?;
-        let (etcd, api, manager) = (Mutex::new(etcd), Mutex::new(api), Mutex::new(manager));
+        let (etcd, api, manager) = (Mutex::new(Some(etcd)), Mutex::new(Some(api)), Mutex::default());
         let cluster = Self { programs, keys, address, directory, netns, etcd, manager, api, lab };
         cluster.wait_ready()?;
+        // It ends where it finds no rights, and a new API server has none before it is ready.
+        let manager = control::controller_manager(
+            &cluster.lab,
+            &cluster.netns,
+            &cluster.programs,
+            &cluster.directory,
+            &cluster.keys,
+        )?;
+        *cluster.manager.lock().expect("nobody else has it yet") = Some(manager);
         Ok(cluster)
     }
 
@@ -100,13 +108,16 @@ impl Cluster {
     pub fn spawn_api_server(&self) -> anyhow::Result<()> {
         let new =
             control::api_server(&self.lab, &self.netns, &self.programs, &self.directory, &self.keys, self.address)?;
-        *self.api.lock().expect("no thread panics while it holds a process") = new;
+        *self.api.lock().expect("no thread panics while it holds a process") = Some(new);
         Ok(())
     }
 
     /// Whether the API server's process lives.
     pub fn is_running(&self) -> anyhow::Result<bool> {
-        Ok(self.api.lock().expect("no thread panics while it holds a process").try_wait()?.is_none())
+        match &mut *self.api.lock().expect("no thread panics while it holds a process") {
+            Some(process) => Ok(process.try_wait()?.is_none()),
+            None => Ok(false),
+        }
     }
 
     /// Waits until the API server says that it is ready.
@@ -137,9 +148,9 @@ impl Drop for Cluster {
     }
 }
 
-fn end(process: &Mutex<Child>) -> anyhow::Result<()> {
-    let mut process = process.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if process.try_wait()?.is_none() {
+fn end(process: &Mutex<Option<Child>>) -> anyhow::Result<()> {
+    let taken = process.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    if let Some(mut process) = taken {
         process.kill().context("cannot kill it")?;
         process.wait().context("cannot wait for it")?;
     }

@@ -94,9 +94,11 @@ pub(super) fn controller_manager(
     ] {
         command.arg(option).arg(keys.path(file));
     }
-    command
-        .args(["--use-service-account-credentials", "--leader-elect=false", "--bind-address", "127.0.0.1"])
-        .args(["--controllers", CONTROLLERS, "--profiling=false"]);
+    command.args(["--use-service-account-credentials", "--leader-elect=false", "--bind-address", "127.0.0.1"]).args([
+        "--controllers",
+        CONTROLLERS,
+        "--profiling=false",
+    ]);
     spawn(lab, netns, directory, "kube-controller-manager", &mut command)
 }
 

@@ -43,7 +43,7 @@ impl Programs {
 }
 
 /// The chart that installs the agent.
-pub fn chart() -> PathBuf {
+pub(super) fn chart() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().expect("this package is a directory of the checkout").join("deploy/helm/reeve")
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Context;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Cluster;
 use super::client::output;
@@ -24,23 +24,26 @@ pub struct Rule {
 impl Cluster {
     /// The objects of the chart's rights, for a release of this name: a service account, a role and its binding.
     pub fn rights(&self, namespace: &str, release: &str) -> anyhow::Result<Vec<Value>> {
+        let version: Value = serde_json::from_str(&self.kubectl(&["get", "--raw", "/version"])?)?;
+        let version = version["gitVersion"].as_str().context("the API server tells no version")?;
         let mut command: Command = self.programs.command("helm");
-        command.args(["template", release]).arg(chart()).args(["--namespace", namespace]);
+        command.args(["template", release]).arg(chart()).args(["--namespace", namespace, "--kube-version", version]);
         command.args(["--show-only", "templates/rbac.yaml"]).env_clear().env("HOME", &self.directory);
         let text = output(&mut command, None)?;
-        let documents = serde_norway::Deserializer::from_str(&text);
-        documents.map(|document| Value::deserialize(document).context("Helm renders no YAML")).collect()
+        let mut objects = Vec::new();
+        for document in serde_norway::Deserializer::from_str(&text) {
+            let object = Value::deserialize(document).context("Helm renders no YAML")?;
+            // A document may be a comment only.
+            if !object.is_null() {
+                objects.push(object);
+            }
+        }
+        Ok(objects)
     }
 
     /// Gives a service account of this name, which is made, what the chart grants.
     pub fn grant(&self, namespace: &str, account: &str) -> anyhow::Result<()> {
-        let mut objects = self.rights(namespace, account)?;
-        for object in &mut objects {
-            if object["kind"] == "ServiceAccount" {
-                object["metadata"]["namespace"] = json!(namespace);
-            }
-        }
-        self.apply(&objects)
+        self.apply(&self.rights(namespace, account)?)
     }
 
     /// What the chart's role grants, a resource each.

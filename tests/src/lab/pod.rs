@@ -251,7 +251,8 @@ impl Pod {
     pub fn manifest(&self) -> Value {
         let mut object = self.inner.spec.object(self.inner.node.name());
         object["metadata"]["uid"] = json!(self.inner.uid);
-        object["metadata"]["labels"] = json!(*self.inner.labels.lock().expect("no thread panics while it holds the labels"));
+        object["metadata"]["labels"] =
+            json!(*self.inner.labels.lock().expect("no thread panics while it holds the labels"));
         let host_ports = self.inner.host_ports.lock().expect("no thread panics while it holds the ports").clone();
         if let Some(ports) = object["spec"]["containers"][0]["ports"].as_array_mut() {
             ports.extend(host_ports);

@@ -54,9 +54,12 @@ fn policy_that_is_deleted_while_nobody_watches_is_gone_after_the_next_list() {
     town.is_denied(&client, &front, "nobody-to-front");
     let lists = town.measures("reeve_watch_lists_total", POLICIES, |lists| lists >= 1.0);
 
-    // Held still, it cannot hear of the deletion; and a server that was started after it does not remember it.
+    // Held still, it does not come back to the first server, which tells of the deletion; the second, which was started
+    // after it, does not remember it.
     let process = i32::try_from(town.agent().process_id()).ok().and_then(Pid::from_raw).expect("a process");
     kill_process(process, Signal::STOP).expect("stopped");
+    town.cluster.kill_api_server().expect("killed");
+    town.cluster.start_api_server().expect("an API server");
     town.open("nobody-to-web");
     town.cluster.kill_api_server().expect("killed");
     town.cluster.start_api_server().expect("an API server");

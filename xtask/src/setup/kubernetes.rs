@@ -114,9 +114,7 @@ fn flags(kubernetes: &str) -> String {
     let mut parts = kubernetes.trim_start_matches('v').split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let package = "k8s.io/component-base/version";
-    format!(
-        "-s -w -X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
-    )
+    format!("-s -w -X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
 }
 
 /// A Go that is new enough; Debian's is installed where there is none.
