@@ -91,7 +91,7 @@ impl Cluster {
         };
         let addresses = addresses(&result)?;
         let pod = WiredPod { netns, node: node.clone(), chain: chain.clone(), sandbox, result, addresses };
-        self.speak_of(&pod)?;
+        self.speak_of(&pod, made)?;
         Ok(pod)
     }
 
@@ -122,24 +122,33 @@ impl Cluster {
         self.kubectl_as(&scheduler, &["create", "--raw", &path, "-f", "-"], Some(&binding.to_string())).map(drop)
     }
 
-    /// Tells that a pod runs, as its node.
-    fn speak_of(&self, pod: &WiredPod) -> anyhow::Result<()> {
-        let patch = json!({ "status": kubelet::running(&pod.node, &pod.addresses) }).to_string();
+    /// Tells that a pod runs, as its node, which may write its status and not read it.
+    fn speak_of(&self, pod: &WiredPod, mut object: Value) -> anyhow::Result<()> {
+        object["spec"]["nodeName"] = json!(pod.node.name());
+        object["status"] = kubelet::running(&pod.node, &pod.addresses);
+        // Binding has made a newer version of it than the one at hand.
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
         let Sandbox { namespace, name, .. } = &pod.sandbox;
-        let patched = ["patch", "pod", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", &patch];
-        self.as_node(&pod.node, &patched, None)
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/status");
+        self.as_node(&pod.node, &["replace", "--raw", &path, "-f", "-"], Some(&object.to_string()))
     }
 
     /// Asks with a node's rights; the authorizer hears of bindings a little later than whoever made them.
     fn as_node(&self, node: &Node, arguments: &[&str], input: Option<&str>) -> anyhow::Result<()> {
         let kubeconfig = self.keys.node_kubeconfig(node.name());
-        until("the API server to know whose pod it is", HEARSAY, || {
+        let mut refusal = String::new();
+        let done = until("the API server to know whose pod it is", HEARSAY, || {
             match self.kubectl_as(&kubeconfig, arguments, input) {
                 Ok(_) => Ok(Some(())),
-                Err(error) if error.to_string().contains("(Forbidden)") => Ok(None),
-                Err(error) => Err(error),
+                Err(error) => {
+                    refusal = error.to_string();
+                    if refusal.contains("(Forbidden)") { Ok(None) } else { Err(error) }
+                }
             }
-        })
+        });
+        done.context(refusal)
     }
 }
 
