@@ -8,7 +8,7 @@
 //! what a killed one left.
 
 mod addressing;
-mod admin;
+pub(crate) mod admin;
 mod agent;
 mod ip;
 mod manifests;
@@ -23,13 +23,15 @@ mod register;
 mod services;
 mod wait;
 
+use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 
 pub use admin::Response;
-pub use agent::{Agent, AgentOptions, agent_program};
+pub use agent::{Agent, AgentOptions, Facts, agent_program};
 pub use ip::program as ip_program;
 pub use manifests::{Labels, Manifests};
 pub use netns::Netns;
@@ -46,7 +48,9 @@ pub use services::{
 pub use wait::until;
 
 use addressing::Addressing;
+pub(crate) use addressing::POD_NETWORKS;
 use register::Register;
+pub(crate) use services::SERVICE_NETWORKS;
 
 /// A network of nodes; removed when the last handle to it or to anything in it is dropped.
 #[derive(Clone)]
@@ -103,9 +107,23 @@ impl Lab {
     ///
     /// It reaches the nodes, and in a flat network the pods.
     pub fn outside(&self, name: &str) -> anyhow::Result<Netns> {
+        self.machine(name).map(|(netns, _)| netns)
+    }
+
+    /// The same, with its IPv4 address.
+    pub(crate) fn machine(&self, name: &str) -> anyhow::Result<(Netns, IpAddr)> {
         let netns = Netns::create(&self.inner.register, name, None)?;
-        self.connect(&netns, false)?;
-        Ok(netns)
+        let addressing = self.connect(&netns, false)?;
+        Ok((netns, addressing.node_v4.into()))
+    }
+
+    /// A program as a process of this namespace, ended with the lab at the latest.
+    pub(crate) fn spawn(&self, netns: &Netns, command: &mut Command) -> anyhow::Result<Child> {
+        // A process starts in the namespace and the cgroup of the thread that starts it.
+        let spawned = netns.run(|| command.spawn())?;
+        let child = spawned.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        self.register().child(child.id())?;
+        Ok(child)
     }
 
     /// Manifests that every node's agent reads; a pod made in the lab writes its own.

@@ -4,6 +4,7 @@
 //! records and its metrics, as an operator would.
 
 pub mod bench;
+pub mod cluster;
 pub mod demo;
 pub mod frames;
 pub mod judge;

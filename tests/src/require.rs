@@ -19,6 +19,8 @@ pub enum Capability {
     Cgroup,
     /// The agent's program was built.
     Agent,
+    /// Programs of Kubernetes are in a folder that `REEVE_KUBERNETES` names.
+    Kubernetes,
 }
 
 impl Capability {
@@ -31,6 +33,7 @@ impl Capability {
             Self::Nat => "nat",
             Self::Cgroup => "cgroup",
             Self::Agent => "agent",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -54,6 +57,7 @@ pub fn available(capability: Capability) -> Result<(), String> {
             Err(missing) => Err(format!("{missing} is not installed")),
         },
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Kubernetes => crate::cluster::Programs::find().map(drop).map_err(|error| format!("{error:#}")),
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
     }
 }

@@ -2,8 +2,10 @@
 
 mod compiler;
 mod emulator;
+mod kubernetes;
 mod linker;
 mod packages;
+mod plugins;
 mod suites;
 
 use std::fs;
@@ -16,6 +18,7 @@ use crate::process;
 
 pub(crate) use compiler::Compiler;
 pub(crate) use emulator::{EMULATOR, emulator};
+pub(crate) use kubernetes::ready as kubernetes;
 pub(crate) use linker::Linker;
 pub(crate) use packages::need;
 pub(crate) use suites::{Archive, Suites};
@@ -31,7 +34,8 @@ pub(crate) struct BpfTools {
 /// Everything a developer needs.
 pub(crate) fn everything(places: &Places) -> anyhow::Result<()> {
     bpf_tools(places)?;
-    lab()
+    lab()?;
+    kubernetes(places).map(drop)
 }
 
 /// A compiler and a linker for the eBPF crate; needs root only to install what is missing.

@@ -27,6 +27,8 @@ pub(crate) enum Tier {
     Netns,
     /// Three judges agree on random worlds; needs root.
     Judges,
+    /// A real API server, watched by agents; needs root, and Go to build Kubernetes once.
+    Cluster,
     /// What breaks under traffic, with every datagram accounted for, a few minutes long; needs root. Only when asked for.
     Faults,
     /// The kernel tier and some real traffic on other kernels, emulated; only when asked for by name.
@@ -52,6 +54,7 @@ impl Tier {
             Self::Netns => &["lab", "netns", "services", "demo", "bench"],
             Self::Faults => &["faults"],
             Self::Judges => &["judges", "histories"],
+            Self::Cluster => &["cluster"],
             // Those of other tiers.
             Self::Kernels => &["kernel", "netns"],
         }
@@ -119,11 +122,14 @@ fn run_tier(
     setup::need_root("tests of this tier load eBPF programs or make network namespaces")?;
     setup::lab()?;
     compile::bpf_object(places)?;
-    if matches!(tier, Tier::Netns | Tier::Faults) {
+    if matches!(tier, Tier::Netns | Tier::Faults | Tier::Cluster) {
         compile::programs(places, Profile::Dev, &["reeve-agent", "reeve", "reeve-tests"])?;
     }
     let mut cargo = compile::cargo_with_object(places);
     cargo.env("REEVE_AGENT", compile::program(places, Profile::Dev, "reeve-agent"));
+    if tier == Tier::Cluster {
+        cargo.env("REEVE_KUBERNETES", setup::kubernetes(places)?);
+    }
     for (name, value) in [("REEVE_WORLDS", judges.worlds), ("REEVE_SEED", judges.seed)] {
         if let Some(value) = value {
             cargo.env(name, value.to_string());

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// All pods of the cluster, for each family.
-pub(super) const POD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/32"];
+pub(crate) const POD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/32"];
 
 /// What follows from a node's number.
 #[derive(Clone, Debug)]

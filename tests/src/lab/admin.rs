@@ -24,7 +24,7 @@ impl Response {
 }
 
 /// Sends a request without body and reads the answer to its end.
-pub(super) fn request(mut stream: impl Read + Write, method: &str, path: &str) -> anyhow::Result<Response> {
+pub(crate) fn request(mut stream: impl Read + Write, method: &str, path: &str) -> anyhow::Result<Response> {
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         .context("cannot send a request")?;
     let mut bytes = Vec::new();

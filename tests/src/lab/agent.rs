@@ -29,12 +29,24 @@ const END_PATIENCE: Duration = Duration::from_mins(1);
 
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
+/// Where an agent has its facts from.
+#[derive(Clone, Debug, Default)]
+pub enum Facts {
+    /// The node's directory of manifests.
+    #[default]
+    Manifests,
+    /// The API server that this kubeconfig leads to.
+    Kubeconfig(PathBuf),
+}
+
 /// All that an agent may do, as the DaemonSet grants it.
 const GRANTED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
 
 /// How to start an agent.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
+    /// Where it has its facts from.
+    pub facts: Facts,
     /// After those that name the node's directories.
     pub arguments: Vec<String>,
     /// Added to the environment.
@@ -63,11 +75,9 @@ pub fn agent_program() -> anyhow::Result<PathBuf> {
 }
 
 impl Agent {
-    pub(super) fn start(node: &Node, options: AgentOptions) -> anyhow::Result<Self> {
+    pub(super) fn spawn(node: &Node, options: AgentOptions) -> anyhow::Result<Self> {
         let child = spawn(node, &options)?;
-        let mut agent = Self { node: node.clone(), options, child };
-        agent.wait_ready()?;
-        Ok(agent)
+        Ok(Self { node: node.clone(), options, child })
     }
 
     /// Its process.
@@ -201,9 +211,11 @@ fn spawn(node: &Node, options: &AgentOptions) -> anyhow::Result<Child> {
             command
         }
     };
+    match &options.facts {
+        Facts::Manifests => command.arg("--manifests").arg(node.manifests_directory()),
+        Facts::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+    };
     command
-        .arg("--manifests")
-        .arg(node.manifests_directory())
         .args(["--node", node.name()])
         .arg("--bpffs")
         .arg(node.bpffs())

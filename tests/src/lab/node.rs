@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, bail};
 use rustix::mount::{MountFlags, mount};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::addressing::Addressing;
 use super::pod::{Families, Pod, PodSpec};
@@ -69,24 +69,7 @@ impl Node {
             ])?;
         }
         lab.manifests().mirror_into(&manifests_directory)?;
-        lab.manifests().write(
-            &format!("node-{name}"),
-            &json!({
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": {
-                    "name": name,
-                    "labels": { "kubernetes.io/hostname": name },
-                    "annotations": lab.network().annotations(&addressing),
-                },
-                "spec": { "podCIDRs": addressing.pod_networks() },
-                "status": { "addresses": [
-                    { "type": "InternalIP", "address": addressing.node_v4 },
-                    { "type": "InternalIP", "address": addressing.node_v6 },
-                    { "type": "Hostname", "address": name },
-                ] },
-            }),
-        )?;
+        lab.manifests().write(&format!("node-{name}"), &object(lab, name, &addressing))?;
         let inner = Inner {
             name: name.to_owned(),
             mode,
@@ -175,18 +158,32 @@ impl Node {
         Pod::create(self, spec, number)
     }
 
+    /// The namespace of a pod that nothing is wired to yet.
+    pub fn sandbox(&self, name: &str) -> anyhow::Result<Netns> {
+        let name = format!("{}-sandbox-{name}", self.inner.name);
+        Netns::create(self.inner.lab.register(), &name, Some(&self.inner.cgroup))
+    }
+
     /// The agent as a process of this node, ready.
     pub fn start_agent(&self, options: AgentOptions) -> anyhow::Result<Agent> {
-        Agent::start(self, options)
+        let mut agent = self.spawn_agent(options)?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// The agent as a process of this node, which may never be ready.
+    pub fn spawn_agent(&self, options: AgentOptions) -> anyhow::Result<Agent> {
+        Agent::spawn(self, options)
+    }
+
+    /// What Kubernetes knows of it, as in its manifest.
+    pub fn object(&self) -> Value {
+        object(&self.inner.lab, &self.inner.name, &self.inner.addressing)
     }
 
     /// A program as a process of this node: in its namespace and its cgroup, and ended with the lab at the latest.
     pub fn spawn(&self, command: &mut Command) -> anyhow::Result<Child> {
-        // A process starts in the namespace and the cgroup of the thread that starts it.
-        let spawned = self.inner.netns.run(|| command.spawn())?;
-        let child = spawned.with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        self.inner.lab.register().child(child.id())?;
-        Ok(child)
+        self.inner.lab.spawn(&self.inner.netns, command)
     }
 
     pub(super) fn addressing(&self) -> &Addressing {
@@ -203,4 +200,22 @@ impl Node {
             Families::V6 => vec![v6],
         }
     }
+}
+
+fn object(lab: &Lab, name: &str, addressing: &Addressing) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": { "kubernetes.io/hostname": name },
+            "annotations": lab.network().annotations(addressing),
+        },
+        "spec": { "podCIDRs": addressing.pod_networks() },
+        "status": { "addresses": [
+            { "type": "InternalIP", "address": addressing.node_v4 },
+            { "type": "InternalIP", "address": addressing.node_v6 },
+            { "type": "Hostname", "address": name },
+        ] },
+    })
 }

@@ -40,6 +40,8 @@ pub struct PodSpec {
     pub service_account: Option<String>,
     /// Named container ports: name, number, `TCP`, `UDP` or `SCTP`.
     pub ports: Vec<(String, u16, &'static str)>,
+    /// `metadata.uid`, where an API server has given it one; else the lab does.
+    pub uid: Option<String>,
 }
 
 impl PodSpec {
@@ -67,6 +69,24 @@ impl PodSpec {
     pub fn service_account(mut self, name: &str) -> Self {
         self.service_account = Some(name.to_owned());
         self
+    }
+
+    /// The pod as it is created, to be run on this node: without what an API server or the node adds.
+    pub fn object(&self, node: &str) -> Value {
+        let ports = self.ports.iter();
+        let ports: Vec<Value> = ports
+            .map(|(name, number, protocol)| json!({ "name": name, "containerPort": number, "protocol": protocol }))
+            .collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "namespace": self.namespace, "name": self.name, "labels": self.labels },
+            "spec": {
+                "nodeName": node,
+                "serviceAccountName": self.service_account.as_deref().unwrap_or("default"),
+                "containers": [{ "name": "main", "image": "none", "ports": ports }],
+            },
+        })
     }
 
     /// With a named port; the protocol is `TCP`, `UDP` or `SCTP`.
@@ -105,7 +125,8 @@ impl Pod {
         let host_side = format!("veth{number}");
         let addresses = node.pod_addresses(number, spec.families);
         wire(node, &netns, &host_side, &addresses)?;
-        let uid = format!("00000000-0000-4000-8000-{:012x}", PODS.fetch_add(1, Ordering::Relaxed));
+        let own_uid = || format!("00000000-0000-4000-8000-{:012x}", PODS.fetch_add(1, Ordering::Relaxed));
+        let uid = spec.uid.clone().unwrap_or_else(own_uid);
         let labels = Mutex::new(spec.labels.clone());
         let (host_ports, node) = (Mutex::default(), node.clone());
         let inner = Inner { spec, labels, host_ports, uid, addresses, host_side, netns, node };
@@ -228,31 +249,17 @@ impl Pod {
 
     /// The manifest as it would be written now.
     pub fn manifest(&self) -> Value {
-        let spec = &self.inner.spec;
+        let mut object = self.inner.spec.object(self.inner.node.name());
+        object["metadata"]["uid"] = json!(self.inner.uid);
+        object["metadata"]["labels"] =
+            json!(*self.inner.labels.lock().expect("no thread panics while it holds the labels"));
         let host_ports = self.inner.host_ports.lock().expect("no thread panics while it holds the ports").clone();
-        let ports: Vec<Value> = spec
-            .ports
-            .iter()
-            .map(|(name, number, protocol)| json!({ "name": name, "containerPort": number, "protocol": protocol }))
-            .chain(host_ports)
-            .collect();
+        if let Some(ports) = object["spec"]["containers"][0]["ports"].as_array_mut() {
+            ports.extend(host_ports);
+        }
         let ips: Vec<Value> = self.inner.addresses.iter().map(|address| json!({ "ip": address })).collect();
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": spec.namespace,
-                "name": spec.name,
-                "uid": self.inner.uid,
-                "labels": *self.inner.labels.lock().expect("no thread panics while it holds the labels"),
-            },
-            "spec": {
-                "nodeName": self.inner.node.name(),
-                "serviceAccountName": spec.service_account.as_deref().unwrap_or("default"),
-                "containers": [{ "name": "main", "image": "none", "ports": ports }],
-            },
-            "status": { "phase": "Running", "podIP": self.inner.addresses[0], "podIPs": ips },
-        })
+        object["status"] = json!({ "phase": "Running", "podIP": self.inner.addresses[0], "podIPs": ips });
+        object
     }
 
     fn write_manifest(&self) -> anyhow::Result<()> {

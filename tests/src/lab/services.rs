@@ -22,7 +22,7 @@ use super::{Lab, Mode, Network, Node, Pod};
 pub use spec::{Affinity, Backend, ExternalPolicy, Masquerade, ServicePort, ServiceSpec, Transport};
 
 /// All Services, for each family.
-const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+pub(crate) const SERVICE_NETWORKS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 
 /// How the rules are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,21 @@
+//! Agents that watch a real API server: what `kubectl` is told is enforced, and what goes wrong on the way is told.
+#![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
+
+#[path = "cluster/control.rs"]
+mod control;
+#[path = "cluster/enforcement.rs"]
+mod enforcement;
+#[path = "cluster/kinds.rs"]
+mod kinds;
+#[path = "cluster/outage.rs"]
+mod outage;
+#[path = "cluster/plugins.rs"]
+mod plugins;
+#[path = "cluster/proxies.rs"]
+mod proxies;
+#[path = "cluster/rights.rs"]
+mod rights;
+#[path = "cluster/town.rs"]
+mod town;
+#[path = "cluster/wiring.rs"]
+mod wiring;
