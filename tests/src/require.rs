@@ -19,6 +19,8 @@ pub enum Capability {
     Cgroup,
     /// The agent's program was built.
     Agent,
+    /// The reference CNI plugins are installed.
+    Plugins,
 }
 
 impl Capability {
@@ -31,6 +33,7 @@ impl Capability {
             Self::Nat => "nat",
             Self::Cgroup => "cgroup",
             Self::Agent => "agent",
+            Self::Plugins => "plugins",
         }
     }
 }
@@ -54,6 +57,11 @@ pub fn available(capability: Capability) -> Result<(), String> {
             Err(missing) => Err(format!("{missing} is not installed")),
         },
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Plugins => {
+            let all = ["ptp", "bridge", "host-local"];
+            let missing = all.iter().find(|name| !std::path::Path::new(crate::lab::cni::PLUGINS).join(name).is_file());
+            missing.map_or(Ok(()), |name| Err(format!("{}/{name} is not installed", crate::lab::cni::PLUGINS)))
+        }
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
     }
 }

@@ -49,7 +49,7 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "demo", "bench"],
+            Self::Netns => &["lab", "netns", "services", "demo", "bench", "cni"],
             Self::Faults => &["faults"],
             Self::Judges => &["judges", "histories"],
             // Those of other tiers.
