@@ -158,11 +158,6 @@ impl Announced {
         heeded
     }
 
-    /// Whether a pod has to be told anew.
-    pub(crate) fn has_news(&self) -> bool {
-        self.again.iter().any(|key| self.pods.contains_key(key))
-    }
-
     fn told(&mut self, object: Object) -> Option<Change> {
         let Ok(key) = ObjectKey::of(&object.value) else { return Some(Change::Apply(object)) };
         self.again.remove(&key);
@@ -324,7 +319,6 @@ mod tests {
         let web = announcement("c", "web", Some("u"), "10.0.0.5", 7);
         assert_eq!(all.known(&web), Known::AsAnnounced(Some("u")));
         all.announce(web);
-        assert!(all.has_news());
         check(&mut all, vec![], &[("web", &["10.0.0.5"])]);
         check(&mut all, vec![], &[]);
         // A sandbox that was made anew: the status shows the one before.
