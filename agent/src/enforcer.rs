@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
 use announced::Announced;
+use devices::Fresh;
 use reeve_abi::address::Address;
 use reeve_abi::config::Config;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
@@ -77,6 +78,7 @@ pub struct Enforcer {
     pub(crate) interfaces: Interfaces,
     pub(crate) source: Source,
     pub(crate) announced: Announced,
+    pub(crate) fresh: Fresh,
     /// What keeps the CNI plugin from being in use.
     pub(crate) complaints: Complaints,
     pub(crate) local_addresses: BTreeSet<IpAddr>,

@@ -126,7 +126,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut untidied = None;
     let mut newcomers = Waiting::default();
     loop {
-        let patience = if enforcer.waiting.is_empty() && enforcer.settled() { LOOK_ANYWAY } else { LOOK_AGAIN };
+        let patience = if enforcer.waiting.is_empty() && enforcer.settled() && !enforcer.fresh.left {
+            LOOK_ANYWAY
+        } else {
+            LOOK_AGAIN
+        };
         let look_at = newcomers.deadline().map_or(looked + patience, |end| (looked + patience).min(end.into()));
         let first = tokio::select! {
             // From the last look on: questions that keep coming must not put it off.

@@ -3,12 +3,13 @@
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 
 use reeve_tests::lab::cni::{Chain, Container, Said, addresses};
-use reeve_tests::lab::{Mode, Pod, until};
+use reeve_tests::lab::{AgentOptions, Mode, Pod, agent_program, until};
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::stage::{RECORD_PATIENCE, Stage};
 use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, connect};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 const CLIENT: [(&str, &str); 1] = [("role", "client")];
@@ -329,4 +330,62 @@ fn twenty_pods_at_once_are_enforced_within_a_moment() {
     assert_eq!(adds(&mut stage, "enforced"), 30.0);
     // What the machine can do is told by the line above; this only finds what waits for something.
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// What a file of the node's configuration holds.
+fn configuration(path: &std::path::Path) -> anyhow::Result<Value> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+#[test]
+fn agent_installs_the_plugin_follows_the_configuration_and_uninstall_leaves_it_as_it_was() {
+    if skipped() {
+        return;
+    }
+    let mut stage = Stage::new("cni-installed", Mode::Routed);
+    let places = ["conf", "bin"].map(|name| stage.node.run_directory().with_file_name(name));
+    for place in &places {
+        std::fs::create_dir(place).expect("made");
+    }
+    let path = places[0].join("10-lab.conflist");
+    let list = |kind: &str| json!({ "cniVersion": "1.0.0", "name": "lab", "plugins": [{ "type": kind }], "own": [1] });
+    let write = |list: &Value| std::fs::write(&path, list.to_string()).expect("written");
+    write(&list("ptp"));
+    let [conf, bin] = places.each_ref().map(|place| place.to_str().expect("text").to_owned());
+    let directories = ["--cni-conf-dir".to_owned(), conf, "--cni-bin-dir".to_owned(), bin];
+    stage.start_with(AgentOptions { arguments: directories.to_vec(), ..AgentOptions::default() });
+    let has = |kind: &str| {
+        until("the plugin in the configuration", NOTICE_PATIENCE, || {
+            let found = configuration(&path)?;
+            Ok((found["plugins"][0]["type"] == kind && found["plugins"][1]["type"] == "reeve-cni").then_some(found))
+        })
+    };
+    let found = has("ptp").expect("put in at the start");
+    assert_eq!(found["plugins"][1]["socket"], json!(stage.node.run_directory().join("cni.sock")));
+    assert!(places[1].join("reeve-cni").is_file());
+    write(&list("bridge"));
+    has("bridge").expect("put in again when another has written the file");
+    // What cannot be read is named, and stays.
+    std::fs::write(places[0].join("00-broken.conflist"), "{").expect("written");
+    let named = until("the reason", NOTICE_PATIENCE, || {
+        let ready = stage.agent().request("GET", "/readyz")?;
+        Ok((ready.status == 503 && ready.body.contains("00-broken.conflist")).then_some(()))
+    });
+    named.expect("the file is named");
+    assert_eq!(stage.problems("00-broken.conflist").len(), 1);
+    std::fs::remove_file(places[0].join("00-broken.conflist")).expect("removed");
+    stage.agent().wait_ready().expect("ready again");
+    stage.agent().terminate().expect("ended");
+    assert_eq!(
+        configuration(&path).expect("read")["plugins"][1]["type"],
+        "reeve-cni",
+        "an agent that ends takes nothing out"
+    );
+    let mut uninstall = Command::new(agent_program().expect("a program"));
+    uninstall.arg("uninstall").args(&directories).arg("--bpffs").arg(stage.node.bpffs());
+    uninstall.arg("--run-dir").arg(stage.node.run_directory()).arg("--state-dir").arg(stage.node.state_directory());
+    let done = stage.node.netns().run(|| uninstall.output()).expect("entered").expect("ran");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(configuration(&path).expect("read"), list("bridge"));
+    assert!(!places[1].join("reeve-cni").exists());
 }

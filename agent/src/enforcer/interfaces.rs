@@ -140,7 +140,11 @@ impl Enforcer {
         if everywhere {
             self.looked_at = Some(Instant::now());
         }
-        if everywhere || changed || looked > 0 || contested { self.hook_devices(&links, reasons) } else { Ok(()) }
+        if everywhere || changed || looked > 0 || contested || self.fresh.left {
+            self.hook_devices(&links, reasons)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether an endpoint's device was found by the addresses that it has.

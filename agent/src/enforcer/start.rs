@@ -2,6 +2,7 @@
 
 use super::Enforcer;
 use super::announced::Announced;
+use super::devices::Fresh;
 use crate::cni::installer::Complaints;
 use crate::config::{self, Attach};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
@@ -104,6 +105,7 @@ impl Enforcer {
             interfaces,
             source,
             announced,
+            fresh: Fresh::default(),
             complaints: Complaints::default(),
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
