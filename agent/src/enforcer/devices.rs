@@ -28,8 +28,7 @@ impl Enforcer {
     /// Puts the programs for what leaves and enters the node on every device that is no pod's, and on the cgroup of its
     /// processes. Where something pending could get away unjudged, pods' packets are judged by what they show as well.
     pub(super) fn hook_devices(&mut self, links: &Links, reasons: &mut Vec<String>) -> anyhow::Result<()> {
-        let maps = &self.loaded.maps;
-        let pods: BTreeSet<u32> = maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        let pods: BTreeSet<u32> = self.loaded.maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex).collect();
         let bridges: BTreeSet<u32> =
             self.interfaces.values().map(|device| device.bridge).filter(|bridge| *bridge != 0).collect();
         let mut devices = links.uplinks(&pods, &bridges);
@@ -40,8 +39,11 @@ impl Enforcer {
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
         // A row that is missing tells a device's programs less: the pods' have to be the stricter.
-        let mut failed: Vec<String> =
-            reconcile::follow(&maps.devices, &rows).err().map(|error| sentence(&error)).into_iter().collect();
+        let mut failed: Vec<String> = reconcile::follow(&self.loaded.maps.devices, &rows)
+            .err()
+            .map(|error| sentence(&error))
+            .into_iter()
+            .collect();
         self.device_rows = rows.len();
         failed.extend(self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)));
         failed.extend(self.host.attach(&mut self.loaded).err().map(|error| sentence(&error)));
