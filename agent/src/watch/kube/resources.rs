@@ -185,6 +185,13 @@ mod tests {
     }
 
     #[test]
+    fn of_a_static_pod_the_uid_that_the_kubelet_made_is_kept() {
+        let annotations = json!({"a": "b", "kubernetes.io/config.mirror": "made", "kubernetes.io/config.hash": "made"});
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "annotations": annotations}});
+        assert_eq!(slimmed("Pod", pod)["metadata"]["annotations"], json!({"kubernetes.io/config.mirror": "made"}));
+    }
+
+    #[test]
     fn a_policy_is_kept_whole_but_for_who_wrote_it_and_its_status() {
         let policy = json!({
             "metadata": {"name": "p", "namespace": "n", "generation": 3, "managedFields": []},
