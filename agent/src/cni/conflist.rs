@@ -63,7 +63,7 @@ const AROUND: &str = "reeve.dev/around";
 /// Reads a file as a runtime would; what a runtime passes over is an error.
 pub fn parse(name: &str, text: &str) -> Result<Value, ConflistError> {
     let value: Value = serde_json::from_str(text).map_err(|error| ConflistError::Json(error.to_string()))?;
-    if !value.get("name").is_some_and(|name| name.as_str().is_some_and(|name| !name.is_empty())) {
+    if value.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(ConflistError::Shape("it has no name"));
     }
     if is_list(name) {

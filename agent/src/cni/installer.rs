@@ -163,12 +163,11 @@ impl Installer {
         for (name, text) in all {
             let path = self.configurations.join(&name);
             let taken = match conflist::remove(&name, &text) {
-                Ok(Removal::Nothing) => continue,
                 Ok(Removal::Rewrite(new)) => self.write(&name, Some(&text), &new),
                 Ok(Removal::Delete) => fs::remove_file(&path),
                 // A file that no runtime can use does not run the plugin either, unless it is mended by hand.
                 Err(error) if text.contains(PLUGIN) => Err(io::Error::other(error)),
-                Err(_) => continue,
+                Ok(Removal::Nothing) | Err(_) => continue,
             };
             match taken {
                 Ok(()) => done.push(format!("took {PLUGIN} out of {}", path.display())),

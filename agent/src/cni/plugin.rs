@@ -240,7 +240,7 @@ mod tests {
         ("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web"),
     ];
 
-    fn with<'a>(command: &'a str) -> Vec<(&'a str, &'a str)> {
+    fn with(command: &str) -> Vec<(&str, &str)> {
         std::iter::once(("CNI_COMMAND", command)).chain(CONTAINER).collect()
     }
 

@@ -7,6 +7,9 @@ use crate::enforcer::Enforcer;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// Nobody waits longer, whatever is asked.
+const LONGEST: Duration = Duration::from_mins(10);
+
 /// Everybody who waits.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting(Vec<Add>);
@@ -38,7 +41,7 @@ impl Waiting {
                 let attachment = announcement.attachment.clone();
                 match enforcer.announce(announcement, &gone).await {
                     Ok(()) => {
-                        let deadline = begun + Duration::from_millis(timeout_ms);
+                        let deadline = begun + LONGEST.min(Duration::from_millis(timeout_ms));
                         self.0.push(Add { attachment, begun, deadline, answer });
                         return true;
                     }

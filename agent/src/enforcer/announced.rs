@@ -152,7 +152,7 @@ impl Announced {
         let mut heeded = Vec::with_capacity(changes.len());
         for change in changes {
             match change {
-                Change::Apply(object) if is_pod(&object.value) => heeded.extend(self.told(object)),
+                Change::Apply(object) if is_pod(&object.value) => heeded.push(self.told(object)),
                 Change::Delete(key) => {
                     self.pods.remove(&key);
                     heeded.push(Change::Delete(key));
@@ -166,12 +166,12 @@ impl Announced {
         heeded
     }
 
-    fn told(&mut self, object: Object) -> Option<Change> {
-        let Ok(key) = ObjectKey::of(&object.value) else { return Some(Change::Apply(object)) };
+    fn told(&mut self, object: Object) -> Change {
+        let Ok(key) = ObjectKey::of(&object.value) else { return Change::Apply(object) };
         self.again.remove(&key);
         if object.value["spec"]["nodeName"].as_str() != Some(&self.node) {
             self.pods.remove(&key);
-            return Some(Change::Apply(object));
+            return Change::Apply(object);
         }
         let shown = shown(&object.value);
         for held in self.held.values_mut().filter(|held| !held.confirmed && is_of(&held.announcement, &object.value)) {
@@ -180,7 +180,7 @@ impl Announced {
         }
         let patched = self.patched(&object);
         self.pods.insert(key, object);
-        Some(Change::Apply(patched))
+        Change::Apply(patched)
     }
 
     /// The pod with the addresses that were announced, while its status does not show them.

@@ -4,6 +4,7 @@
 //! the device goes.
 
 use super::devices::POD_BRIDGE;
+use super::newcomers::placed;
 use super::{Enforcer, closed, unmapped};
 use crate::cni::Announcement;
 use crate::datapath::attach::Look;
@@ -186,8 +187,8 @@ impl Enforcer {
         tracked: &mut TrackedTable,
         bridged: &mut Bridged,
     ) -> anyhow::Result<()> {
-        let told = self.announced_device(announced, links);
-        let mut place = told.clone().map_or(Place::Nowhere, Place::Device);
+        let told = announced.and_then(|announced| placed(links, announced));
+        let mut place = told.map_or(Place::Nowhere, Place::Device);
         for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
             if matches!(place, Place::Device(_)) {
                 break;

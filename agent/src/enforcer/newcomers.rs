@@ -158,11 +158,6 @@ impl Enforcer {
         }
     }
 
-    /// The device that was announced of a pod, if it is there.
-    pub(super) fn announced_device(&self, announced: Option<&Announcement>, links: &Links) -> Option<Device> {
-        placed(links, announced?)
-    }
-
     /// Forgets announcements whose devices are gone: nobody gives up what went with a node's restart.
     pub(super) fn forget_gone(&mut self, links: &Links) {
         let gone: Vec<Attachment> =
@@ -187,7 +182,7 @@ impl Enforcer {
 }
 
 /// The announced device as it is now: by number, by name, and of the kind that one pod hangs on.
-fn placed(links: &Links, announcement: &Announcement) -> Option<Device> {
+pub(super) fn placed(links: &Links, announcement: &Announcement) -> Option<Device> {
     let device = links.veth(announcement.ifindex)?;
     (device.name == announcement.device).then_some(device)
 }
