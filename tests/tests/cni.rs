@@ -288,7 +288,7 @@ fn twenty_pods_at_once_are_enforced_within_a_moment() {
     }
     let (mut stage, web, chain) = shop("cni-twenty", Mode::Routed);
     let prepare = |number: usize| {
-        let labels: &[(&str, &str)] = if number % 2 == 0 { &CLIENT } else { &GUEST };
+        let labels: &[(&str, &str)] = if number.is_multiple_of(2) { &CLIENT } else { &GUEST };
         let container = chain.container(&format!("pod-{number}")).expect("a container");
         chain.schedule(&container, labels).expect("a manifest");
         container
@@ -322,7 +322,7 @@ fn twenty_pods_at_once_are_enforced_within_a_moment() {
         assert!(said.succeeded, "{}", said.output);
     }
     for (number, container) in alone.iter().chain(&together).enumerate() {
-        let wanted = if number % 2 == 0 { Ok(()) } else { Err(NoAnswer::TimedOut) };
+        let wanted = if number.is_multiple_of(2) { Ok(()) } else { Err(NoAnswer::TimedOut) };
         if number % 7 < 2 {
             assert_eq!(get(container, web.v4()), wanted, "{}", container.pod);
         }
