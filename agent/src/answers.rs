@@ -1,5 +1,6 @@
 //! What the agent says of itself: status, endpoints, identities, maps, problems, facts.
 
+use crate::cni::installer;
 use crate::enforcer::{Enforcer, unmapped};
 use reeve_abi::ids::IdentityId;
 use reeve_abi::stats;
@@ -111,7 +112,7 @@ impl Enforcer {
 
     /// Whether everything is known, as far as anybody can tell, and enforced.
     pub(crate) fn ready(&self) -> bool {
-        self.settled() && self.stale.is_empty()
+        self.settled() && self.stale.is_empty() && installer::problems(&self.complaints).is_empty()
     }
 
     /// Whether everything that is known is enforced.
@@ -120,8 +121,10 @@ impl Enforcer {
     }
 
     /// Why the agent is not ready.
-    pub(crate) fn all_reasons(&self) -> Vec<&String> {
-        self.reasons.iter().chain(&self.stale).collect()
+    pub(crate) fn all_reasons(&self) -> Vec<String> {
+        let plugin = installer::problems(&self.complaints);
+        let plugin = plugin.iter().map(|problem| format!("CNI plugin: {}: {}", problem.object, problem.what));
+        self.reasons.iter().chain(&self.stale).cloned().chain(plugin).collect()
     }
 
     /// `GET /endpoints`.

@@ -56,6 +56,12 @@ pub struct Given {
     /// Seconds between two comparisons of everything in the kernel with what should be there.
     #[arg(long, env = "REEVE_ATTEST_INTERVAL")]
     pub attest_interval: Option<u64>,
+    /// Where the container runtime looks for network configurations; the CNI plugin is put into the one in use.
+    #[arg(long, env = "REEVE_CNI_CONF_DIR", global = true)]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where the container runtime looks for plugins.
+    #[arg(long, env = "REEVE_CNI_BIN_DIR", global = true)]
+    pub cni_bin_dir: Option<PathBuf>,
     /// `max_entries` by map name, in the TOML file only.
     #[arg(skip)]
     pub map_entries: BTreeMap<String, u32>,
@@ -92,6 +98,8 @@ pub struct Config {
     pub window_seconds: u64,
     pub attach: Attach,
     pub attest_interval: u64,
+    pub cni_conf_dir: Option<PathBuf>,
+    pub cni_bin_dir: Option<PathBuf>,
     pub map_entries: BTreeMap<String, u32>,
 }
 
@@ -214,6 +222,8 @@ impl Given {
             window_seconds: positive("window-seconds", window_seconds)?,
             attach: self.attach.or(file.attach).unwrap_or_default(),
             attest_interval: positive("attest-interval", attest_interval)?,
+            cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
+            cni_bin_dir: self.cni_bin_dir.or(file.cni_bin_dir),
             map_entries: file.map_entries,
         })
     }
@@ -248,6 +258,11 @@ impl Config {
     /// The checkpoint's file.
     pub fn checkpoint(&self) -> PathBuf {
         self.state_dir.join("checkpoint.json")
+    }
+
+    /// What the CNI plugin announced, for the next agent.
+    pub fn announced(&self) -> PathBuf {
+        self.state_dir.join("announced.json")
     }
 
     /// The dictionary's file.

@@ -1,18 +1,21 @@
 //! The one owner of engine, maps and links: takes facts in, makes the kernel enforce them, answers questions.
 //!
 //! Here is what it holds. `start` takes over from an earlier agent, `step` carries facts into the kernel,
-//! `interfaces` finds pods' devices, `contested` closes those of quarrels, `devices` looks after all others, and
+//! `interfaces` finds pods' devices, `announced` and `newcomers` take those that the CNI plugin tells, `contested` closes those of quarrels, `devices` looks after all others, and
 //! `problems` says what cannot be honoured.
 
+mod announced;
 mod contested;
 mod devices;
 mod interfaces;
+mod newcomers;
 mod problems;
 mod start;
 mod step;
 
 pub use interfaces::Scope;
 
+use crate::cni::installer::Complaints;
 use crate::continuity::{CheckpointFile, Missed};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::Guard;
@@ -26,6 +29,8 @@ use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
+use announced::Announced;
+use devices::Fresh;
 use reeve_abi::address::Address;
 use reeve_abi::config::Config;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
@@ -72,6 +77,10 @@ pub struct Enforcer {
     pub(crate) guarded: bool,
     pub(crate) interfaces: Interfaces,
     pub(crate) source: Source,
+    pub(crate) announced: Announced,
+    pub(crate) fresh: Fresh,
+    /// What keeps the CNI plugin from being in use.
+    pub(crate) complaints: Complaints,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) source_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,

@@ -5,6 +5,7 @@
 
 mod admin;
 mod answers;
+pub mod cni;
 pub mod config;
 pub mod continuity;
 pub mod datapath;

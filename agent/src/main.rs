@@ -48,6 +48,12 @@ fn run() -> anyhow::Result<()> {
         Some(Command::Uninstall) => {
             // An agent that runs would put back what is taken away.
             let _lock = if config.run_dir.is_dir() { Some(reeve_agent::run::lock(&config)?) } else { None };
+            // First: a plugin without an agent lets no pod start.
+            if let Some(installer) = reeve_agent::cni::installer::Installer::of(&config)? {
+                let (done, complaints) = installer.uninstall();
+                done.iter().for_each(|what| println!("{what}"));
+                complaints.iter().for_each(|(path, what)| eprintln!("warning: {}: {what}", path.display()));
+            }
             for filter in reeve_agent::datapath::attach::clsact::detach_everywhere()? {
                 println!("removed the clsact filter of {filter}");
             }

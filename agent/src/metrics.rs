@@ -90,6 +90,9 @@ pub struct Metrics {
     pub compile_seconds: Histogram,
     pub adopted_links: Gauge,
     pub hooks: Family<StateLabels, Gauge>,
+    pub cni_adds: Family<StateLabels, Counter>,
+    pub cni_add_seconds: Histogram,
+    pub cni_announcements: Family<StateLabels, Gauge>,
     pub watch_objects: Family<KindLabels, Gauge>,
     pub watch_up: Family<KindLabels, Gauge>,
     pub watch_lists: Family<KindLabels, Counter>,
@@ -123,6 +126,9 @@ impl Default for Metrics {
             compile_seconds: Histogram::new(buckets()),
             adopted_links: Gauge::default(),
             hooks: Family::default(),
+            cni_adds: Family::default(),
+            cni_add_seconds: Histogram::new(buckets()),
+            cni_announcements: Family::default(),
             watch_objects: Family::default(),
             watch_up: Family::default(),
             watch_lists: Family::default(),
@@ -155,6 +161,9 @@ impl Default for Metrics {
         registry.register("compile_seconds", "Time to compile a change", metrics.compile_seconds.clone());
         registry.register("adopted_links", "Links taken over from an earlier agent", metrics.adopted_links.clone());
         registry.register("hooks", "Places where traffic of no one pod is judged", metrics.hooks.clone());
+        registry.register("cni_adds", "ADD commands of the CNI plugin", metrics.cni_adds.clone());
+        registry.register("cni_add_seconds", "From ADD to its answer", metrics.cni_add_seconds.clone());
+        registry.register("cni_announcements", "Pods that the CNI plugin announced", metrics.cni_announcements.clone());
         registry.register("watch_objects", "Objects known of a kind", metrics.watch_objects.clone());
         registry.register("watch_up", "Whether a kind is heard of", metrics.watch_up.clone());
         registry.register("watch_lists", "Lists of a kind that came whole", metrics.watch_lists.clone());
@@ -182,6 +191,17 @@ impl Metrics {
     /// A change took this long to compile.
     pub(crate) fn compiled(&self, took: Duration) {
         self.compile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// An ADD of the CNI plugin was answered in this way.
+    pub(crate) fn added(&self, how: &str, took: Duration) {
+        self.cni_adds.get_or_create(&state(how)).inc();
+        self.cni_add_seconds.observe(took.as_secs_f64());
+    }
+
+    /// So many announcements are in this state.
+    pub(crate) fn announced(&self, what: &str, count: usize) {
+        self.cni_announcements.get_or_create(&state(what)).set(gauge(count));
     }
 
     /// A window ended for this cause and is told by these rows.
@@ -251,6 +271,7 @@ impl Metrics {
         self.hooks.get_or_create(&state("uplink")).set(gauge(enforcer.uplinks.attached().count()));
         self.hooks.get_or_create(&state("host")).set(i64::from(enforcer.host.is_attached()));
         self.hooks.get_or_create(&state("guarded")).set(i64::from(enforcer.guarded));
+        self.announced("unconfirmed", enforcer.announced.unconfirmed());
         let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
         self.identities.set(gauge(identities.len()));
         self.policies.set(gauge(enforcer.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum()));

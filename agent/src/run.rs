@@ -1,6 +1,9 @@
 //! The loop: one closed list of things that can wake it, one owner of the enforcement.
 
 use crate::admin;
+use crate::cni::installer::Installer;
+use crate::cni::waiting::Waiting;
+use crate::cni::{Answer, Request, server};
 use crate::config::Config;
 use crate::enforcer::{Enforcer, Scope};
 use crate::metrics::Metrics;
@@ -49,6 +52,8 @@ pub enum Wake {
     Interfaces,
     /// Somebody asks.
     Asked(Question, oneshot::Sender<Value>),
+    /// The CNI plugin has a pod.
+    Cni(Box<Request>, oneshot::Sender<Answer>),
 }
 
 /// A change is often several events: they are taken together.
@@ -73,6 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be created", directory.display()))?;
     }
     let _lock = lock(&config)?;
+    let installer = Installer::of(&config)?;
     let metrics = Arc::new(Metrics::default());
     let (connection, handle, _) = rtnetlink::new_connection().context("no netlink socket")?;
     tokio::spawn(connection);
@@ -96,6 +102,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let heard = Heard::default();
     listen(wake.clone(), Arc::clone(&heard))?;
+    let installing = wake.clone();
+    server::serve(&config, wake.clone())?;
     admin::serve(&config, wake, live, Arc::clone(&metrics)).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -111,13 +119,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     look_patiently(&mut enforcer).await;
     enforcer.tidy_up();
+    if let Some(installer) = installer {
+        installer.keep(Arc::clone(&enforcer.complaints), installing)?;
+    }
     let mut looked = tokio::time::Instant::now();
     let mut untidied = None;
+    let mut newcomers = Waiting::default();
     loop {
-        let patience = if enforcer.waiting.is_empty() && enforcer.settled() { LOOK_ANYWAY } else { LOOK_AGAIN };
+        let patience = if enforcer.waiting.is_empty() && enforcer.settled() && !enforcer.fresh.left {
+            LOOK_ANYWAY
+        } else {
+            LOOK_AGAIN
+        };
+        let look_at = newcomers.deadline().map_or(looked + patience, |end| (looked + patience).min(end.into()));
         let first = tokio::select! {
             // From the last look on: questions that keep coming must not put it off.
-            () = tokio::time::sleep_until(looked + patience) => None,
+            () = tokio::time::sleep_until(look_at) => None,
             heard = woken.recv() => heard,
             _ = sweep.tick() => {
                 report(enforcer.sweep(&closed).map(drop), "idle flows could not be ended");
@@ -139,7 +156,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         };
-        let mut asked = Vec::new();
+        let (mut asked, mut announced) = (Vec::new(), Vec::new());
         let anyway = first.is_none();
         let mut look = anyway;
         if let Some(wake) = first {
@@ -149,13 +166,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     look = true;
                 }
                 Wake::Asked(question, answer) => asked.push((question, answer)),
+                Wake::Cni(request, answer) => announced.push((request, answer)),
             }
         }
         while let Ok(wake) = woken.try_recv() {
             match wake {
                 Wake::Facts | Wake::Interfaces => look = true,
                 Wake::Asked(question, answer) => asked.push((question, answer)),
+                Wake::Cni(request, answer) => announced.push((request, answer)),
             }
+        }
+        for (request, answer) in announced {
+            look |= newcomers.take(&mut enforcer, *request, answer).await;
         }
         let begun = Instant::now();
         let mut scope = std::mem::take(&mut *heard.lock().expect("nobody panics while hearing"));
@@ -168,6 +190,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             enforcer.step(&scope).await;
             looked = tokio::time::Instant::now();
         }
+        newcomers.answer(&mut enforcer);
         for (question, answer) in asked {
             // Who asked may have gone.
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));

@@ -1,5 +1,6 @@
 //! Takes enforcement off this node: the only thing that does. Removes what the agent made, by name, and nothing else.
 
+use crate::cni::SOCKET;
 use crate::config::Config;
 use crate::datapath::attach;
 use crate::datapath::maps::PINNED;
@@ -33,9 +34,14 @@ pub fn uninstall(config: &Config) -> Result<Vec<PathBuf>, UninstallError> {
         file(maps.join(name), &mut removed)?;
         file(maps.join(format!("{name}-replaced")), &mut removed)?;
     }
-    for path in
-        [config.dictionary(), config.checkpoint(), config.run_dir.join("agent.sock"), config.run_dir.join("lock")]
-    {
+    for path in [
+        config.dictionary(),
+        config.checkpoint(),
+        config.announced(),
+        config.run_dir.join("agent.sock"),
+        config.run_dir.join(SOCKET),
+        config.run_dir.join("lock"),
+    ] {
         file(path, &mut removed)?;
     }
     for directory in [links, maps, config.bpffs.join("reeve/v1"), config.bpffs.join("reeve")] {

@@ -10,6 +10,7 @@
 mod addressing;
 pub(crate) mod admin;
 mod agent;
+pub mod cni;
 mod ip;
 mod manifests;
 mod metrics;

@@ -21,6 +21,8 @@ pub enum Capability {
     Agent,
     /// Programs of Kubernetes are in a folder that `REEVE_KUBERNETES` names.
     Kubernetes,
+    /// The reference CNI plugins are installed.
+    Plugins,
 }
 
 impl Capability {
@@ -34,6 +36,7 @@ impl Capability {
             Self::Cgroup => "cgroup",
             Self::Agent => "agent",
             Self::Kubernetes => "kubernetes",
+            Self::Plugins => "plugins",
         }
     }
 }
@@ -58,6 +61,11 @@ pub fn available(capability: Capability) -> Result<(), String> {
         },
         Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
         Capability::Kubernetes => crate::cluster::Programs::find().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Plugins => {
+            let all = ["ptp", "bridge", "host-local"];
+            let missing = all.iter().find(|name| !std::path::Path::new(crate::lab::cni::PLUGINS).join(name).is_file());
+            missing.map_or(Ok(()), |name| Err(format!("{}/{name} is not installed", crate::lab::cni::PLUGINS)))
+        }
         Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
     }
 }

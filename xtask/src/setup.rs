@@ -55,7 +55,8 @@ pub(crate) fn lab() -> anyhow::Result<()> {
     packages::need("iptables-nft-restore", "iptables")?;
     packages::need("ipset", "ipset")?;
     packages::need("faketime", "faketime")?;
-    say("lab", "iproute2, bpftool, nftables, iptables, ipset, faketime");
+    packages::need_file("/usr/lib/cni/ptp", "containernetworking-plugins")?;
+    say("lab", "iproute2, bpftool, nftables, iptables, ipset, faketime, CNI plugins");
     if mounted(BPFFS, "bpf")? {
         say("bpffs", &format!("mounted at {BPFFS}"));
     } else {

@@ -51,7 +51,7 @@ impl Tier {
         match self {
             Self::Unit => &["scenarios", "sequences", "staged"],
             Self::Kernel => &["kernel"],
-            Self::Netns => &["lab", "netns", "services", "demo", "bench"],
+            Self::Netns => &["lab", "netns", "services", "demo", "bench", "cni"],
             Self::Faults => &["faults"],
             Self::Judges => &["judges", "histories"],
             Self::Cluster => &["cluster"],

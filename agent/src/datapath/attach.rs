@@ -284,6 +284,12 @@ impl Attachments {
         Ok(())
     }
 
+    /// Devices that this agent has closed with [`Attachments::hold`].
+    pub fn closed(&self) -> impl Iterator<Item = u32> {
+        let ifindex = |path: &PathBuf| name(path).split_once('-').and_then(|(ifindex, _)| ifindex.parse().ok());
+        self.holding.keys().filter_map(ifindex)
+    }
+
     /// Takes away what [`Attachments::hold`] put there, and waits until it is gone; nothing there is fine.
     pub fn release(&mut self, loaded: &mut Loaded, interface: &str, ifindex: u32) -> Result<(), AttachError> {
         let Some(directory) = &self.directory else { return Ok(()) };

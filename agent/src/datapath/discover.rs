@@ -99,6 +99,11 @@ impl Links {
         Some(Device { name: link.name.clone(), ifindex, bridge: if behind_bridge { link.master } else { 0 } })
     }
 
+    /// The interface as an endpoint's device, if it is one end of a pair.
+    pub fn veth(&self, ifindex: u32) -> Option<Device> {
+        self.device(ifindex).filter(|_| self.0.get(&ifindex).is_some_and(|link| link.kind == Some(InfoKind::Veth)))
+    }
+
     /// Every device that is neither a pod's nor a bridge with ports of pods nor the loopback.
     pub fn uplinks(&self, pods: &BTreeSet<u32>, bridges: &BTreeSet<u32>) -> BTreeMap<u32, Uplink> {
         self.0

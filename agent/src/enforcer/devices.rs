@@ -1,11 +1,25 @@
 //! What surrounds the pods: the node's other devices, the processes of the node, bridges, and Services' addresses.
 
 use super::Enforcer;
-use crate::datapath::discover::Links;
+use crate::datapath::discover::{Links, Uplink};
 use crate::datapath::{reconcile, services};
 use reeve_abi::config::{CONFIG_UNGUARDED, Config};
 use reeve_abi::device::{DEVICE_POD_BRIDGE, DEVICE_UPLINK, DeviceValue};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long the end of a new pair may be that of a pod whose announcement is on its way.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// Ends of pairs that have just come. Where the CNI plugin announces pods they are left alone for a moment: programs put on
+/// them now would only have to go again. What is pending does not leave by them meanwhile: the guard sees to that.
+#[derive(Debug, Default)]
+pub(crate) struct Fresh {
+    /// When each device that is no pod's was first seen; nothing is known of those that were there at the start.
+    seen: BTreeMap<u32, Option<Instant>>,
+    /// Whether any was left alone.
+    pub(crate) left: bool,
+}
 
 /// A bridge with ports of pods.
 pub(super) const POD_BRIDGE: DeviceValue = DeviceValue { kind: DEVICE_POD_BRIDGE, header_bytes: 14 };
@@ -14,19 +28,22 @@ impl Enforcer {
     /// Puts the programs for what leaves and enters the node on every device that is no pod's, and on the cgroup of its
     /// processes. Where something pending could get away unjudged, pods' packets are judged by what they show as well.
     pub(super) fn hook_devices(&mut self, links: &Links, reasons: &mut Vec<String>) -> anyhow::Result<()> {
-        let maps = &self.loaded.maps;
-        let pods: BTreeSet<u32> = maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        let pods: BTreeSet<u32> = self.loaded.maps.endpoints.read()?.into_iter().map(|(ifindex, _)| ifindex).collect();
         let bridges: BTreeSet<u32> =
             self.interfaces.values().map(|device| device.bridge).filter(|bridge| *bridge != 0).collect();
-        let devices = links.uplinks(&pods, &bridges);
+        let mut devices = links.uplinks(&pods, &bridges);
+        self.leave_fresh(links, &mut devices);
         let mut rows: BTreeMap<u32, DeviceValue> = devices
             .iter()
             .map(|(ifindex, device)| (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes }))
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
         // A row that is missing tells a device's programs less: the pods' have to be the stricter.
-        let mut failed: Vec<String> =
-            reconcile::follow(&maps.devices, &rows).err().map(|error| sentence(&error)).into_iter().collect();
+        let mut failed: Vec<String> = reconcile::follow(&self.loaded.maps.devices, &rows)
+            .err()
+            .map(|error| sentence(&error))
+            .into_iter()
+            .collect();
         self.device_rows = rows.len();
         failed.extend(self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)));
         failed.extend(self.host.attach(&mut self.loaded).err().map(|error| sentence(&error)));
@@ -40,6 +57,28 @@ impl Enforcer {
             self.loaded.maps.config.put(&0, &Config { flags, ..config })?;
         }
         Ok(())
+    }
+
+    fn leave_fresh(&mut self, links: &Links, devices: &mut BTreeMap<u32, Uplink>) {
+        let (first, now) = (self.fresh.seen.is_empty(), Instant::now());
+        self.fresh.seen.retain(|ifindex, _| links.contains(*ifindex));
+        for ifindex in devices.keys() {
+            self.fresh.seen.entry(*ifindex).or_insert((!first).then_some(now));
+        }
+        self.fresh.left = false;
+        if !self.announced.is_used() {
+            return;
+        }
+        let hooked: BTreeSet<u32> = self.uplinks.attached().collect();
+        let fresh = &mut self.fresh;
+        devices.retain(|ifindex, _| {
+            let seen = fresh.seen.get(ifindex).copied().flatten();
+            let leave = seen.is_some_and(|at| now.duration_since(at) < FRESH_FOR)
+                && !hooked.contains(ifindex)
+                && links.veth(*ifindex).is_some();
+            fresh.left |= leave;
+            !leave
+        });
     }
 
     /// Tells the programs which addresses and ports stand for others. A client whom nobody notes is nobody in particular:

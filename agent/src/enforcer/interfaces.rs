@@ -4,7 +4,9 @@
 //! the device goes.
 
 use super::devices::POD_BRIDGE;
+use super::newcomers::placed;
 use super::{Enforcer, closed, unmapped};
+use crate::cni::Announcement;
 use crate::datapath::attach::Look;
 use crate::datapath::discover::{self, Bridged, Device, Links, Place};
 use crate::datapath::{MapError, reconcile};
@@ -100,6 +102,10 @@ impl Enforcer {
             }
             // One that has another name or bridge than before is looked for anew.
             self.interfaces.retain(|_, device| links.contains(device.ifindex));
+            self.forget_gone(&links);
+            for ifindex in self.attachments.closed().filter(|ifindex| !links.contains(*ifindex)).collect::<Vec<_>>() {
+                self.attachments.detach(ifindex)?;
+            }
         }
         let stood = self.stood_at.as_ref().is_some_and(|(at, _)| at.elapsed() < STAND_FOR);
         if changed || !stood && !scope.is_about_facts() {
@@ -107,6 +113,7 @@ impl Enforcer {
             self.stood_at = Some((Instant::now(), links.clone()));
         }
         let (mut tracked, mut bridged) = (TrackedTable::default(), Bridged::default());
+        let announced = self.announced.by_workload();
         let mut looked = 0;
         for (workload, image) in endpoints {
             let here = self.interfaces.get(&workload);
@@ -120,7 +127,10 @@ impl Enforcer {
             }
             looked += 1;
             self.looked.remove(&workload);
-            match self.find_interface(&links, workload, &image, &mut tracked, &mut bridged).await {
+            match self
+                .find_interface(&links, workload, &image, announced.get(&workload), &mut tracked, &mut bridged)
+                .await
+            {
                 Ok(()) if self.interfaces.contains_key(&workload) => drop(self.looked.insert(workload, addresses)),
                 Ok(()) => {}
                 Err(error) => reasons.push(format!("endpoint {workload}: {error:#}")),
@@ -131,7 +141,11 @@ impl Enforcer {
         if everywhere {
             self.looked_at = Some(Instant::now());
         }
-        if everywhere || changed || looked > 0 || contested { self.hook_devices(&links, reasons) } else { Ok(()) }
+        if everywhere || changed || looked > 0 || contested || self.fresh.left {
+            self.hook_devices(&links, reasons)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether an endpoint's device was found by the addresses that it has.
@@ -169,15 +183,17 @@ impl Enforcer {
         links: &Links,
         workload: WorkloadId,
         image: &EndpointImage,
+        announced: Option<&Announcement>,
         tracked: &mut TrackedTable,
         bridged: &mut Bridged,
     ) -> anyhow::Result<()> {
-        let mut place = Place::Nowhere;
+        let told = announced.and_then(|announced| placed(links, announced));
+        let mut place = told.map_or(Place::Nowhere, Place::Device);
         for address in [image.address_v4, image.address_v6].iter().filter(|address| address.0 != [0; 16]) {
-            place = discover::find(&self.handle, links, bridged, unmapped(address.0)).await?;
             if matches!(place, Place::Device(_)) {
                 break;
             }
+            place = discover::find(&self.handle, links, bridged, unmapped(address.0)).await?;
         }
         let Place::Device(device) = place else {
             // One that was found before keeps its place: a route may be gone for a moment.

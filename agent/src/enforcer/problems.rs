@@ -1,6 +1,7 @@
 //! What cannot be honoured, and what has no room in the kernel.
 
 use super::Enforcer;
+use crate::cni::installer;
 use crate::datapath::MapError;
 use crate::datapath::reconcile::Known;
 use reeve_abi::address::Address;
@@ -12,7 +13,7 @@ impl Enforcer {
     /// All problems: those of where facts come from, and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
         let kept = self.source_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
-        kept.cloned().chain(self.unplaced_problems())
+        kept.cloned().chain(self.unplaced_problems()).chain(installer::problems(&self.complaints))
     }
 
     /// How many problems of a level there are.

@@ -1,6 +1,9 @@
 //! Takes over what an earlier agent left in the kernel, before anything is changed there.
 
 use super::Enforcer;
+use super::announced::Announced;
+use super::devices::Fresh;
+use crate::cni::installer::Complaints;
 use crate::config::{self, Attach};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Mechanism, Resumed};
@@ -84,6 +87,9 @@ impl Enforcer {
         if upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows) {
             enforced.clear(); // their flows are as unknown as those of pods that nobody enforced
         }
+        let announced = Announced::open(&config.announced(), &boot, &node);
+        // What was announced began under an agent: nothing unknown lives on it.
+        enforced.extend(announced.all().map(|one| one.ifindex));
         let brown_field = links.indexes().filter(|ifindex| !enforced.contains(ifindex)).collect();
         let last = checkpoint_file.last().map_or(0, |last| last.revision);
         let revision = found.revision.0.max(last).max(upgrade.as_ref().map_or(0, |upgrade| upgrade.revision));
@@ -98,6 +104,9 @@ impl Enforcer {
             host: HostHook::new(&config.cgroup, &config.link_pins()),
             interfaces,
             source,
+            announced,
+            fresh: Fresh::default(),
+            complaints: Complaints::default(),
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
             problems: Vec::new(),

@@ -99,11 +99,13 @@ impl Enforcer {
             tracing::warn!(reasons = scan.stale.join("; "), "what is known may be old");
             self.stale = scan.stale;
         }
-        let mut changes = scan.changes;
+        let mut changes = self.announced.heed(scan.changes);
         if local != self.local_addresses {
             self.local_addresses.clone_from(&local);
             changes.push(Change::LocalAddresses(local));
         }
+        // On disk before anybody is answered.
+        self.write_announced();
         let first = self.active == 0;
         if first && !scan.unread.is_empty() {
             reasons.extend(scan.unread.iter().map(|what| format!("{what}; the kernel stays as it is")));

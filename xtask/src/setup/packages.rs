@@ -16,6 +16,11 @@ pub(crate) fn need(program: &str, package: &str) -> anyhow::Result<()> {
     install(&format!("the program `{program}`"), &[package])
 }
 
+/// Installs `package` unless a file of it is there.
+pub(super) fn need_file(path: &str, package: &str) -> anyhow::Result<()> {
+    if Path::new(path).exists() { Ok(()) } else { install(path, &[package]) }
+}
+
 /// Installs packages because `what` is missing.
 pub(super) fn install(what: &str, packages: &[&str]) -> anyhow::Result<()> {
     let names = packages.join(" ");

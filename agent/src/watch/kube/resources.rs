@@ -81,6 +81,9 @@ impl Optional {
     }
 }
 
+/// The annotation of a static pod with the UID that the kubelet made for it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// What is kept of an object: the fields that lowering reads, and of policies everything.
 pub(super) fn slim(object: DynamicObject, resource: &Resource) -> Value {
     let mut metadata = serde_json::to_value(&object.metadata).unwrap_or_default();
@@ -88,11 +91,14 @@ pub(super) fn slim(object: DynamicObject, resource: &Resource) -> Value {
         &mut metadata,
         &["name", "namespace", "uid", "labels", "annotations", "generation", "creationTimestamp", "deletionTimestamp"],
     );
-    // Tunnels' addresses are told by annotations of nodes.
+    // Tunnels' addresses are told by annotations of nodes; that of a static pod says by which UID the kubelet knows it.
     if resource.api.kind != "Node"
         && let Value::Object(fields) = &mut metadata
     {
-        fields.remove("annotations");
+        let mirrored = fields.remove("annotations").and_then(|mut all| all.get_mut(MIRROR).map(Value::take));
+        if let Some(uid) = mirrored.filter(|_| resource.api.kind == "Pod") {
+            fields.insert("annotations".to_owned(), json!({ MIRROR: uid }));
+        }
     }
     let mut value = object.data;
     match (resource.api.group.as_str(), resource.api.kind.as_str()) {
@@ -176,6 +182,13 @@ mod tests {
             "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
         });
         assert_eq!(slimmed("Pod", pod), kept);
+    }
+
+    #[test]
+    fn of_a_static_pod_the_uid_that_the_kubelet_made_is_kept() {
+        let annotations = json!({"a": "b", "kubernetes.io/config.mirror": "made", "kubernetes.io/config.hash": "made"});
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "annotations": annotations}});
+        assert_eq!(slimmed("Pod", pod)["metadata"]["annotations"], json!({"kubernetes.io/config.mirror": "made"}));
     }
 
     #[test]

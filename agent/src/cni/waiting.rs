@@ -1,0 +1,92 @@
+//! Those who ask for a pod to be enforced, until a step has done so or their time is over.
+//!
+//! Invariant: a pod that has been announced and is not enforced yet is closed, as soon as its device can be.
+
+use super::{Answer, Attachment, Request};
+use crate::enforcer::Enforcer;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Nobody waits longer, whatever is asked.
+const LONGEST: Duration = Duration::from_mins(10);
+
+/// Everybody who waits.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Vec<Add>);
+
+#[derive(Debug)]
+struct Add {
+    attachment: Attachment,
+    begun: Instant,
+    deadline: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Waiting {
+    /// When the next of them has waited long enough.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.0.iter().map(|add| add.deadline).min()
+    }
+
+    /// Takes a request, and answers it unless a step has to come first; whether there is something to do for a step.
+    pub(crate) async fn take(
+        &mut self,
+        enforcer: &mut Enforcer,
+        request: Request,
+        answer: oneshot::Sender<Answer>,
+    ) -> bool {
+        let (said, step) = match request {
+            Request::Add { announcement, timeout_ms, gone } => {
+                let begun = Instant::now();
+                let attachment = announcement.attachment.clone();
+                match enforcer.announce(announcement, &gone).await {
+                    Ok(()) => {
+                        let deadline = begun + LONGEST.min(Duration::from_millis(timeout_ms));
+                        self.0.push(Add { attachment, begun, deadline, answer });
+                        return true;
+                    }
+                    Err(said) => {
+                        enforcer
+                            .metrics
+                            .added(if enforcer.active == 0 { "unready" } else { "refused" }, begun.elapsed());
+                        (said, false)
+                    }
+                }
+            }
+            Request::Del { attachment } => {
+                self.0.retain(|add| add.attachment != attachment);
+                (Answer::Done, enforcer.forget(|other| *other == attachment))
+            }
+            Request::Gc { valid } => (Answer::Done, enforcer.forget(|other| !valid.contains(other))),
+            Request::Check { announcement } => (enforcer.check_announced(&announcement), false),
+            Request::Status => (enforcer.takes_new_pods(), false),
+        };
+        // Who asked may have gone.
+        let _ = answer.send(said);
+        step
+    }
+
+    /// After a step: answers who is served or has waited too long, and closes the devices of the others.
+    pub(crate) fn answer(&mut self, enforcer: &mut Enforcer) {
+        for add in std::mem::take(&mut self.0) {
+            if add.answer.is_closed() {
+                continue; // the plugin was killed; its pod stays as closed as it is
+            }
+            let (state, said) = match enforcer.stands(&add.attachment) {
+                Ok(()) => ("enforced", Answer::Done),
+                Err(why) => {
+                    enforcer.close_announced(&add.attachment);
+                    if Instant::now() < add.deadline {
+                        self.0.push(add);
+                        continue;
+                    }
+                    tracing::warn!(container = add.attachment.container, why, "a pod was not enforced in time");
+                    ("late", Answer::Not { why })
+                }
+            };
+            enforcer.metrics.added(state, add.begun.elapsed());
+            let _ = add.answer.send(said);
+        }
+        enforcer.metrics.announced("waiting", self.0.len());
+    }
+}
