@@ -88,17 +88,13 @@ fn packed(places: &Places) -> anyhow::Result<Guest> {
 /// The command lines that a guest runs.
 fn commands(scope: Scope, arguments: &[String]) -> String {
     let chosen = |name: &&str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part.as_str()));
-    let mut commands = String::new();
-    match scope {
-        Scope::Whole => commands += &format!("/kernel {}\n", arguments.join(" ")),
-        Scope::Traffic if chosen(&VERIFIER) => commands += &format!("/kernel --exact {VERIFIER}\n"),
-        Scope::Traffic => {}
-    }
+    let kernel = match scope {
+        Scope::Whole => Some(format!("/kernel {}\n", arguments.join(" "))),
+        Scope::Traffic => chosen(&VERIFIER).then(|| format!("/kernel --exact {VERIFIER}\n")),
+    };
     let netns: Vec<&str> = REAL_TRAFFIC.into_iter().filter(chosen).collect();
-    if !netns.is_empty() {
-        commands += &format!("/netns --exact {}\n", netns.join(" "));
-    }
-    commands
+    let netns = (!netns.is_empty()).then(|| format!("/netns --exact {}\n", netns.join(" ")));
+    kernel.into_iter().chain(netns).collect()
 }
 
 fn run_on(kernel: &Kernel, mut guest: Guest, work: &Path) -> anyhow::Result<Count> {

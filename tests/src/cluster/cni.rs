@@ -182,10 +182,8 @@ pub fn point_to_point(node: &Node) -> anyhow::Result<Value> {
 /// The same with `bridge`: pods are ports of the bridge `cni0`, which is their gateway.
 pub fn bridged(node: &Node) -> anyhow::Result<Value> {
     // Else an answer between two ports would go around the translation of addresses, as Kubernetes' documents say.
-    node.netns().sysctls(&[
-        ("net/bridge/bridge-nf-call-iptables", "1"),
-        ("net/bridge/bridge-nf-call-ip6tables", "1"),
-    ])?;
+    node.netns()
+        .sysctls(&[("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")])?;
     Ok(json!({
         "cniVersion": VERSION,
         "name": "lab",

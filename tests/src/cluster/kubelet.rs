@@ -13,7 +13,8 @@ impl Cluster {
     pub fn node(&self, name: &str, mode: Mode) -> anyhow::Result<Node> {
         let node = self.lab.node(name, mode)?;
         let mut object = node.object();
-        let status = object.as_object_mut().and_then(|fields| fields.remove("status")).context("a node has a status")?;
+        let status =
+            object.as_object_mut().and_then(|fields| fields.remove("status")).context("a node has a status")?;
         self.keys.node(name)?;
         self.apply(&[object])?;
         self.patch_status(&["node", name], &status)?;

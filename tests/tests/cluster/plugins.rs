@@ -21,7 +21,13 @@ fn pod_that_the_reference_plugins_attach_is_enforced_and_detached() {
     let spec = PodSpec::new(&town.name, "web").label("app", "web");
     let uid = town.cluster.create_pod(&town.node, &spec).expect("a pod");
     let netns: Netns = town.node.sandbox("web").expect("a namespace");
-    let sandbox = Sandbox { namespace: town.name.clone(), name: "web".to_owned(), uid, container: "web-1".to_owned(), ports: Vec::new() };
+    let sandbox = Sandbox {
+        namespace: town.name.clone(),
+        name: "web".to_owned(),
+        uid,
+        container: "web-1".to_owned(),
+        ports: Vec::new(),
+    };
     let result = chain.add(&town.node, &netns, &sandbox).expect("attached");
     let addresses: Vec<IpAddr> = result["ips"]
         .as_array()

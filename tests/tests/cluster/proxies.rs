@@ -58,7 +58,8 @@ fn service_is_reached_by_rules_of_iptables_and_by_rules_of_nftables() {
         becomes_reachable(&far, SocketAddr::new(node.v4(), node_port), "by a port of the node");
     }
     let slices = town.cluster.get(&["endpointslices", "-n", &town.name]).expect("slices");
-    let families: Vec<&Value> = slices["items"].as_array().expect("slices").iter().map(|one| &one["addressType"]).collect();
+    let families: Vec<&Value> =
+        slices["items"].as_array().expect("slices").iter().map(|one| &one["addressType"]).collect();
     assert!(families.contains(&&json!("IPv4")) && families.contains(&&json!("IPv6")), "{slices}");
 }
 

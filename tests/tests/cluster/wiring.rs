@@ -63,7 +63,8 @@ fn check_wiring(name: &str, wire: fn(&Node) -> anyhow::Result<Value>) {
     town.cluster.end_pod(&web).expect("deleted");
     assert!(web.netns().mac("eth0").is_err(), "nothing is attached");
     let left = town.cluster.get(&["pods", "-n", &town.name]).expect("a list");
-    let names: Vec<&Value> = left["items"].as_array().expect("pods").iter().map(|pod| &pod["metadata"]["name"]).collect();
+    let names: Vec<&Value> =
+        left["items"].as_array().expect("pods").iter().map(|pod| &pod["metadata"]["name"]).collect();
     assert_eq!(names, ["away", "beside"]);
     assert!(connect(far.netns(), SocketAddr::new(near.v4(), 9080), GENEROUS).is_err(), "the node's port leads nowhere");
 }

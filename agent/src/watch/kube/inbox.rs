@@ -151,7 +151,7 @@ impl Inbox {
         scan.changes = applied.into_iter().chain(deleted).collect();
         match &self.discovery {
             Discovery::Awaited => {
-                scan.unread.push("the API server has not said yet which policies it serves".to_owned())
+                scan.unread.push("the API server has not said yet which policies it serves".to_owned());
             }
             Discovery::Failing(why) => {
                 scan.unread.push(format!("the API server does not say which policies it serves: {}", why.what));
