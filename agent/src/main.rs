@@ -36,7 +36,9 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches)?;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("REEVE_LOG").unwrap_or_else(|_| "info".into());
+    // The client tells of each connection that breaks; what that means for the agent is told by the watches.
+    let default = "info,kube_client=off";
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REEVE_LOG").unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
     let origins = Origins::of(&matches)?;
     let config = arguments.given.resolve(&origins)?;

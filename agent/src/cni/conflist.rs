@@ -4,6 +4,7 @@
 //! and writing files is the `installer`'s.
 
 use super::PLUGIN;
+use super::network::VERSIONS;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -55,6 +56,8 @@ pub enum ConflistError {
     Json(String),
     #[error("it is no configuration of a network: {0}")]
     Shape(&'static str),
+    #[error("cniVersion is {0:?}; reeve-cni speaks {all}, and in this network each pod would fail", all = VERSIONS.join(", "))]
+    Version(String),
 }
 
 /// Field of a list that was made around a file, with that file's name.
@@ -99,6 +102,11 @@ pub fn has_ours(value: &Value) -> bool {
 /// Puts our plugin behind all others.
 pub fn insert(name: &str, text: &str, ours: &Ours) -> Result<Insertion, ConflistError> {
     let mut value = parse(name, text)?;
+    // None is 0.1.0 to a runtime.
+    let version = value.get("cniVersion").and_then(Value::as_str).unwrap_or_default();
+    if !VERSIONS.contains(&version) {
+        return Err(ConflistError::Version(version.to_owned()));
+    }
     if !is_list(name) {
         return wrap(name, &value, ours);
     }
@@ -129,7 +137,6 @@ fn wrap(name: &str, value: &Value, ours: &Ours) -> Result<Insertion, ConflistErr
     for field in ["cniVersion", "name"] {
         list.extend(value.get(field).map(|found| (field.to_owned(), found.clone())));
     }
-    list.entry("cniVersion").or_insert_with(|| json!("0.3.1"));
     let mut first = value.clone();
     if let Value::Object(fields) = &mut first {
         fields.remove("cniVersion");
@@ -225,7 +232,8 @@ mod tests {
             json!([{"type": "bridge"}, {"type": "reeve-cni", "timeoutSeconds": 3}, {"type": "reeve-cni"}]),
             json!([{"type": "bridge"}, {"type": "reeve-cni", "socket": "/old", "timeoutSeconds": 3}]),
         ] {
-            let text = rewritten("a.conflist", &json!({"name": "n", "plugins": plugins}).to_string());
+            let text =
+                rewritten("a.conflist", &json!({"cniVersion": "1.0.0", "name": "n", "plugins": plugins}).to_string());
             assert_eq!(types(&text), ["bridge", "reeve-cni"]);
             let value: Value = serde_json::from_str(&text).expect("JSON");
             assert_eq!(
@@ -255,6 +263,30 @@ mod tests {
     }
 
     #[test]
+    fn a_network_whose_version_the_plugin_does_not_speak_is_not_touched() {
+        let of = |version: Option<&str>| {
+            let mut list = json!({"name": "n", "plugins": [{"type": "bridge"}]});
+            let mut single = json!({"name": "n", "type": "bridge"});
+            if let Some(version) = version {
+                list["cniVersion"] = json!(version);
+                single["cniVersion"] = json!(version);
+            }
+            [("a.conflist", list.to_string()), ("a.conf", single.to_string())]
+        };
+        for version in [None, Some("0.1.0"), Some("0.2.0"), Some("0.3.0"), Some("1.2.0"), Some("")] {
+            for (name, text) in of(version) {
+                let refused = insert(name, &text, &ours()).expect_err("a version that is not spoken");
+                assert_eq!(refused, ConflistError::Version(version.unwrap_or_default().to_owned()), "{name}");
+            }
+        }
+        for version in VERSIONS {
+            for (name, text) in of(Some(version)) {
+                assert!(insert(name, &text, &ours()).is_ok(), "{name}: {version}");
+            }
+        }
+    }
+
+    #[test]
     fn what_a_runtime_would_not_use_is_not_touched() {
         for (name, text) in [
             ("a.conflist", ""),
@@ -264,7 +296,7 @@ mod tests {
             ("a.conflist", r#"{"name": "n"}"#),
             ("a.conflist", r#"{"name": "n", "plugins": []}"#),
             ("a.conflist", r#"{"name": "n", "plugins": [{"typ": "bridge"}]}"#),
-            ("a.conflist", r#"{"name": "n", "plugins": [{"type": "reeve-cni"}, {"type": "reeve-cni"}]}"#),
+            ("a.conflist", r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "reeve-cni"}]}"#),
             ("a.conf", r#"{"name": "n"}"#),
         ] {
             assert!(insert(name, text, &ours()).is_err(), "{name}: {text}");

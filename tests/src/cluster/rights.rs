@@ -1,4 +1,4 @@
-//! What the chart grants the agent, rendered by Helm itself.
+//! The chart as Helm renders it, and what it grants the agent.
 
 use std::process::Command;
 
@@ -24,11 +24,16 @@ pub struct Rule {
 impl Cluster {
     /// The objects of the chart's rights, for a release of this name: a service account, a role and its binding.
     pub fn rights(&self, namespace: &str, release: &str) -> anyhow::Result<Vec<Value>> {
+        self.rendered(namespace, release, &["--show-only", "templates/rbac.yaml"])
+    }
+
+    /// The chart's objects, as `helm install` would make them with these arguments.
+    pub fn rendered(&self, namespace: &str, release: &str, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
         let version: Value = serde_json::from_str(&self.kubectl(&["get", "--raw", "/version"])?)?;
         let version = version["gitVersion"].as_str().context("the API server tells no version")?;
         let mut command: Command = self.programs.command("helm");
         command.args(["template", release]).arg(chart()).args(["--namespace", namespace, "--kube-version", version]);
-        command.args(["--show-only", "templates/rbac.yaml"]).env_clear().env("HOME", &self.directory);
+        command.args(arguments).env_clear().env("HOME", &self.directory);
         let text = output(&mut command, None)?;
         let mut objects = Vec::new();
         for document in serde_norway::Deserializer::from_str(&text) {

@@ -99,3 +99,31 @@ fn dry_run_refuses_a_policy_that_is_invalid_and_keeps_none_that_is_valid() {
     let kept = town.cluster.get(&["networkpolicies", "-n", &town.name]).expect("a list");
     assert_eq!(kept["items"], json!([]), "a dry run keeps nothing");
 }
+
+#[test]
+fn chart_is_taken_by_the_api_server_as_it_is_and_with_every_setting() {
+    if skipped_without_agent() {
+        return;
+    }
+    let town = Town::new("chart", Company::Shared);
+    let monitor = ["--set", "metrics.serviceMonitor.enabled=true"];
+    for arguments in [
+        &[][..],
+        &["--set", "cni.enabled=false,networkPolicy.enabled=false,image.tag=1"],
+        &["--set", "agent.mapEntries.FLOWS=65536,podLabels.team=net,imagePullSecrets[0].name=key"],
+    ] {
+        let objects = town.cluster.rendered(&town.name, "reeve", arguments).expect("a chart");
+        let kinds: Vec<&str> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
+        assert!(kinds.contains(&"DaemonSet") && kinds.contains(&"ClusterRole"), "{arguments:?}: {kinds:?}");
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string();
+        let said = town.cluster.dry_run(&list).unwrap_or_else(|error| panic!("{arguments:?}: {error:#}"));
+        assert!(said.contains("daemonset.apps/reeve serverside-applied"), "{said}");
+        // A field that the API does not know is an error of the chart, not left out.
+        let wrong = list.replace("\"hostNetwork\"", "\"hostNetwrk\"");
+        assert_ne!(wrong, list);
+        let refused = town.cluster.dry_run(&wrong).expect_err("a field that is not known");
+        assert!(format!("{refused:#}").contains("hostNetwrk"), "{refused:#}");
+    }
+    let kinds = town.cluster.rendered(&town.name, "reeve", &monitor).expect("a chart");
+    assert!(kinds.iter().any(|object| object["kind"] == "ServiceMonitor"));
+}
