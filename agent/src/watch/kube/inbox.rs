@@ -23,6 +23,8 @@ pub(super) struct Inbox {
     heard: BTreeMap<ObjectKey, Option<Value>>,
     /// Objects in force, as text, but for pods: there are many, and the engine has what there is to know of them.
     kept: BTreeMap<ObjectKey, Box<str>>,
+    /// Whether everything that was served then was known at once.
+    whole: bool,
     /// What keeps it from being known which kinds are served.
     pub(super) discovery: Discovery,
 }
@@ -172,9 +174,14 @@ impl Inbox {
                 }
             }
             if let Some(why) = kind.failure.as_ref().filter(|why| why.forbidden) {
-                scan.problems.push(forbidden(name, why, kind.listed));
+                scan.problems.push(forbidden(name, why, self.whole));
             }
         }
+        // A kind that is served later keeps nothing back; that it is not known yet is told all the same.
+        if self.whole {
+            scan.stale.append(&mut scan.unread);
+        }
+        self.whole |= scan.unread.is_empty();
         scan
     }
 
@@ -214,8 +221,8 @@ impl Resource {
     }
 }
 
-fn forbidden(name: &str, why: &Failure, listed: bool) -> Problem {
-    let effect = if listed {
+fn forbidden(name: &str, why: &Failure, whole: bool) -> Problem {
+    let effect = if whole {
         "what was known of them stays in force; pods that start wait until it is allowed again"
     } else {
         "nothing is changed in the kernel, and pods that start wait, until it is allowed"
@@ -316,6 +323,21 @@ mod tests {
         assert_eq!((scan.unread.len(), scan.changes.len()), (0, 0));
         assert_eq!(scan.stale, ["pods have not been heard of since two: no route"]);
         inbox.stands(PODS, None);
+        assert_eq!(inbox.take(), Scan::default());
+    }
+
+    #[test]
+    fn a_kind_that_is_served_later_keeps_nothing_back_and_is_told_until_it_is_known() {
+        let mut inbox = inbox();
+        list(&mut inbox, &["a"]);
+        assert!(inbox.take().unread.is_empty());
+        let later = Resource::new("projectcalico.org", "v3", "Tier", "tiers");
+        inbox.begin(later);
+        let scan = inbox.take();
+        assert!(scan.unread.is_empty());
+        assert_eq!(scan.stale, ["tiers.projectcalico.org have not been listed yet"]);
+        inbox.list_begins("tiers.projectcalico.org");
+        inbox.list_ends("tiers.projectcalico.org");
         assert_eq!(inbox.take(), Scan::default());
     }
 

@@ -10,7 +10,7 @@ use super::{Heard, Shared};
 use ::kube::api::{Api, DynamicObject, ListParams, VersionMatch, WatchEvent, WatchParams};
 use futures_util::{StreamExt, TryStreamExt};
 use reeve_flow::time::Timestamp;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
@@ -22,6 +22,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Between two attempts, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A watch that ends sooner was worth nothing: the next one waits as after a failure.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// Annotation of the bookmark that ends a list in a stream.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
@@ -66,25 +69,34 @@ pub(super) async fn watch(access: &Access, resource: &Resource, shared: &Shared)
     let mut pause = FIRST_PAUSE;
     loop {
         let api = Api::<DynamicObject>::all_with(access.client(), &resource.api);
-        let failure = match watch.once(&api, &mut pause).await {
-            Ended::Regularly => continue,
+        let begun = Instant::now();
+        let ended = watch.once(&api).await;
+        let steady = begun.elapsed() >= STEADY;
+        if steady {
+            pause = FIRST_PAUSE;
+        }
+        match ended {
+            Ended::Regularly if steady => continue,
+            Ended::Regularly => {}
             Ended::Gone => {
-                watch.forget();
-                continue;
+                if watch.forget() {
+                    continue;
+                }
             }
             Ended::NoStreams => {
                 watch.lists = Lists::Paged;
                 continue;
             }
-            Ended::Failed(error) => failure(&error),
-        };
-        let what = failure.0.what.clone();
-        tracing::warn!(kind = watch.name, error = what, "the watch failed");
-        shared.hear(Heard::Fails { name: &watch.name, failure: failure.0 });
-        if failure.1 == Code::Unauthorized
-            && let Err(error) = access.renew().await
-        {
-            tracing::warn!(error = format!("{error:#}"), "credentials cannot be read anew");
+            Ended::Failed(error) => {
+                let (failure, code) = failure(&error);
+                tracing::warn!(kind = watch.name, error = failure.what, "the watch failed");
+                shared.hear(Heard::Fails { name: &watch.name, failure });
+                if code == Code::Unauthorized
+                    && let Err(error) = access.renew().await
+                {
+                    tracing::warn!(error = format!("{error:#}"), "credentials cannot be read anew");
+                }
+            }
         }
         // Half of it by chance: many agents lose the same server at the same moment.
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -101,14 +113,14 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Begins the next time with a list, no older than what is known.
-    fn forget(&mut self) {
-        if let Position::After(version) = &self.position {
-            self.position = Position::Start { last: Some(version.clone()) };
-        }
+    /// Begins the next time with a list, no older than what is known; whether it would not have done so anyway.
+    fn forget(&mut self) -> bool {
+        let Position::After(version) = &self.position else { return false };
+        self.position = Position::Start { last: Some(version.clone()) };
+        true
     }
 
-    async fn once(&mut self, api: &Api<DynamicObject>, pause: &mut Duration) -> Ended {
+    async fn once(&mut self, api: &Api<DynamicObject>) -> Ended {
         let seconds = WATCH_SECONDS + fastrand::u32(..WATCH_SPREAD);
         let mut parameters = WatchParams::default().timeout(seconds);
         parameters.field_selector = self.resource.fields.map(str::to_owned);
@@ -137,7 +149,6 @@ impl Watch<'_> {
         } else {
             self.shared.hear(Heard::Stands { name: &self.name });
         }
-        *pause = FIRST_PAUSE;
         let patience = Duration::from_secs(u64::from(seconds)) + SILENCE;
         loop {
             match tokio::time::timeout(patience, events.try_next()).await {
@@ -160,7 +171,7 @@ impl Watch<'_> {
                 let listed = match &mut self.position {
                     Position::Start { .. } => Listed::InList,
                     Position::After(version) => {
-                        version.clone_from(object.metadata.resource_version.as_ref()?);
+                        advance(version, object.metadata.resource_version.as_ref());
                         Listed::Alone
                     }
                 };
@@ -168,7 +179,7 @@ impl Watch<'_> {
             }
             WatchEvent::Deleted(object) => {
                 if let Position::After(version) = &mut self.position {
-                    version.clone_from(object.metadata.resource_version.as_ref()?);
+                    advance(version, object.metadata.resource_version.as_ref());
                 }
                 self.shared.hear(Heard::Deleted { name, value: slim(object, self.resource) });
             }
@@ -215,6 +226,13 @@ impl Watch<'_> {
                 }
             }
         }
+    }
+}
+
+/// Goes on after this version. An event without one counts as well; what comes after it may be told twice.
+fn advance(position: &mut String, version: Option<&String>) {
+    if let Some(version) = version {
+        position.clone_from(version);
     }
 }
 
