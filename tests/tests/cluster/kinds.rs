@@ -104,15 +104,16 @@ fn agent_asks_for_all_that_its_role_grants_and_for_nothing_else() {
     let granted = cluster.granted().expect("a role");
     let mut missing: BTreeSet<(String, String)> =
         granted.iter().map(|rule| (rule.group.clone(), rule.resource.clone())).collect();
-    let asked = until("everything that is granted to be asked for", LONG, || {
+    let asked = until("everything that is granted to be watched", LONG, || {
         let calls = cluster.calls_of(&town.name, &town.name)?;
+        // A kind that the server does not stream a list of is listed first and watched a moment later.
         let asked_for = |(group, resource): &(String, String)| {
-            calls.iter().any(|call| call.group == *group && call.resource == *resource)
+            calls.iter().any(|call| call.group == *group && call.resource == *resource && call.verb == "watch")
         };
         missing.retain(|wanted| !asked_for(wanted));
         Ok(missing.is_empty().then_some(calls))
     });
-    let calls = asked.unwrap_or_else(|error| panic!("{error:#}: nobody has asked for {missing:?}"));
+    let calls = asked.unwrap_or_else(|error| panic!("{error:#}: nobody watches {missing:?}"));
     for call in &calls {
         // 429: a kind that was defined a moment ago is not served yet, and asked for again.
         assert!(matches!(call.code, 200 | 429), "{call:?}");
@@ -123,9 +124,6 @@ fn agent_asks_for_all_that_its_role_grants_and_for_nothing_else() {
     }
     // A server that streams lists is never asked for them, so of most kinds `watch` is all that is seen here.
     for rule in &granted {
-        let watched = |call: &&reeve_tests::cluster::Call| call.resource == rule.resource && call.group == rule.group;
-        let verbs: BTreeSet<&str> = calls.iter().filter(watched).map(|call| call.verb.as_str()).collect();
-        assert!(verbs.contains("watch"), "{rule:?}: {verbs:?}");
         assert_eq!(rule.verbs, ["list", "watch"], "{rule:?}");
     }
     let names: Vec<String> =
