@@ -16,7 +16,8 @@ mod step;
 pub use interfaces::Scope;
 
 use crate::cni::installer::Complaints;
-use crate::continuity::{CheckpointFile, Missed};
+use crate::cni::waiting::Waiting;
+use crate::continuity::{CheckpointFile, Missed, Telling};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::Guard;
 use crate::datapath::host::HostHook;
@@ -79,6 +80,8 @@ pub struct Enforcer {
     pub(crate) source: Source,
     pub(crate) announced: Announced,
     pub(crate) fresh: Fresh,
+    /// Those who wait for a pod to be enforced.
+    pub(crate) newcomers: Waiting,
     /// What keeps the CNI plugin from being in use.
     pub(crate) complaints: Complaints,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
@@ -146,7 +149,7 @@ pub struct Enforcer {
     /// Revision and lost counts as they were last written down.
     remembered: Option<(u64, u64)>,
     boot: String,
-    telling: bool,
+    telling: Option<Telling>,
     checkpoint_file: CheckpointFile,
 }
 impl Enforcer {

@@ -4,6 +4,7 @@ use super::Enforcer;
 use super::announced::Announced;
 use super::devices::Fresh;
 use crate::cni::installer::Complaints;
+use crate::cni::waiting::Waiting;
 use crate::config::{self, Attach};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Mechanism, Resumed};
@@ -71,6 +72,7 @@ impl Enforcer {
             found.interfaces.iter().find_map(|(workload, other)| (*other == ifindex).then_some(*workload))
         };
         let missed = Missed::between(checkpoint_file.last(), &now, subject);
+        let telling = missed.telling;
         let mut loaded = loaded;
         // Programs of ours would judge by maps that are not filled yet: they are replaced one by one when those are.
         let rebuilding =
@@ -106,6 +108,7 @@ impl Enforcer {
             source,
             announced,
             fresh: Fresh::default(),
+            newcomers: Waiting::default(),
             complaints: Complaints::default(),
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
@@ -144,7 +147,8 @@ impl Enforcer {
             boot,
             rehung: false,
             remembered: None,
-            telling: false,
+            // Until its rows are told anew and gone, an agent after this one has to know of them too.
+            telling,
             checkpoint_file,
         })
     }

@@ -5,7 +5,7 @@
 
 use super::interfaces::Scope;
 use super::{Enforcer, closed};
-use crate::continuity::Checkpoint;
+use crate::continuity::{Checkpoint, Telling};
 use crate::datapath::grace::grace;
 use crate::datapath::reconcile::{self, Known};
 use crate::datapath::room::AddressRoom;
@@ -219,8 +219,8 @@ impl Enforcer {
         Ok(())
     }
 
-    /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
-    pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
+    /// Writes down what stands in the kernel, for the next agent; `telling`: the window that is being told.
+    pub(crate) fn checkpoint(&mut self, telling: Option<Telling>) -> anyhow::Result<()> {
         self.telling = telling;
         self.remembered = None;
         let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;
