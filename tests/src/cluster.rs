@@ -13,6 +13,7 @@ mod keys;
 mod kubelet;
 mod programs;
 mod proxy;
+mod requests;
 mod rights;
 mod runtime;
 
@@ -31,6 +32,7 @@ pub use audit::Call;
 pub use cni::{Chain, CniError, Sandbox, bridged, point_to_point, port_mapping};
 pub use programs::Programs;
 pub use proxy::{Proxy, ProxyMode};
+pub use requests::Administrator;
 pub use rights::Rule;
 pub use runtime::WiredPod;
 
