@@ -28,6 +28,7 @@ use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Attachments, Loaded};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::standing::Standings;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
 use announced::Announced;
@@ -87,6 +88,8 @@ pub struct Enforcer {
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) source_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
+    /// What became of each policy.
+    pub(crate) standings: Standings,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
     /// The settings that are to stay.

@@ -32,6 +32,8 @@ pub enum Question {
     Endpoints,
     /// What cannot be honoured.
     Problems,
+    /// What became of each policy.
+    Policies,
     /// The facts.
     World,
     /// What addresses are seen as.
@@ -236,6 +238,7 @@ fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Insta
         Question::Status => enforcer.status(started_at),
         Question::Endpoints => enforcer.endpoints(),
         Question::Problems => enforcer.told_problems(),
+        Question::Policies => enforcer.told_policies(),
         Question::World => enforcer.facts(),
         Question::Identities => enforcer.identities(),
         Question::Maps => enforcer.told_maps(),

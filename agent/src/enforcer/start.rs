@@ -17,6 +17,7 @@ use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Adopted, Attachments, Loaded, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::standing::Standings;
 use crate::upgrade;
 use crate::watch::Source;
 use anyhow::Context;
@@ -113,6 +114,7 @@ impl Enforcer {
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
             problems: Vec::new(),
+            standings: Standings::default(),
             drift: Vec::new(),
             settings: None,
             stood_at: None,
