@@ -64,6 +64,7 @@ pub(super) fn api_server(
         .args(["--advertise-address", &address.to_string()])
         .args(["--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction"])
         .args(["--allow-privileged", "--service-cluster-ip-range", SERVICES, "--service-account-issuer", ISSUER])
+        .args(["--kubelet-preferred-address-types", "InternalIP"])
         .args(["--audit-log-mode", "blocking", "--profiling=false"]);
     for (option, file) in [
         ("--tls-cert-file", "apiserver.crt"),

@@ -3,6 +3,7 @@
 //! Invariant: nothing outside of the lab's directory, its namespaces and its cgroups is changed by what a machine does.
 
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -14,13 +15,16 @@ use serde_json::{Value, json};
 
 use super::cni::{point_to_point, port_mapping};
 use super::{Cluster, Containers, Proxy, ProxyMode};
-use crate::lab::{Mode, Node, until};
+use crate::lab::{Mode, Node, Response, admin, hierarchies, until};
 
 /// Longest wait for containerd, the images and the kubelet's first report.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What every pod's sandbox is made of.
 const SANDBOX: &str = "localhost/reeve-pod:test";
+
+/// As in the chart's values.
+const AGENT_PORT: u16 = 9464;
 
 /// The file that the runtime looks at for the network of pods.
 const CONFLIST: &str = "10-lab.conflist";
@@ -159,6 +163,21 @@ impl Machine {
     pub fn conflist(&self) -> anyhow::Result<Vec<u8>> {
         let path = self.path("/etc/cni/net.d")?.join(CONFLIST);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Where its pods find the cgroup2 hierarchy.
+    pub fn cgroup2(&self) -> anyhow::Result<PathBuf> {
+        let all = hierarchies::hierarchies()?;
+        let found = all.into_iter().find(|hierarchy| hierarchy.kind.0 == "cgroup2");
+        Ok(found.context("no cgroup2 hierarchy is mounted")?.place)
+    }
+
+    /// Asks the agent's port on the node's address, as whoever scrapes it does.
+    pub fn scrape(&self, path: &str) -> anyhow::Result<Response> {
+        let address = SocketAddr::new(self.node.v4(), AGENT_PORT);
+        let stream = self.node.netns().run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        admin::request(stream, "GET", path)
     }
 
     /// What its programs said last.
