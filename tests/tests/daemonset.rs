@@ -6,3 +6,7 @@ mod city;
 mod enforcement;
 #[path = "daemonset/installed.rs"]
 mod installed;
+#[path = "daemonset/life.rs"]
+mod life;
+#[path = "daemonset/uninstalled.rs"]
+mod uninstalled;

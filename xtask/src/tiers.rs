@@ -80,7 +80,7 @@ pub(crate) fn run(
         }
         run_tier(places, tier, judges, arguments, &mut total)?;
     } else {
-        let asked_for = [Tier::Kernels, Tier::Faults];
+        let asked_for = [Tier::Kernels, Tier::Faults, Tier::Daemonset];
         for tier in Tier::value_variants().iter().filter(|tier| !asked_for.contains(tier)) {
             if *tier == Tier::Unit || !present(places, *tier).is_empty() {
                 run_tier(places, *tier, judges, arguments, &mut total)?;

@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::client::output;
 use super::cni::{point_to_point, port_mapping};
 use super::{Cluster, Containers, Proxy, ProxyMode};
 use crate::lab::{Mode, Node, Response, admin, hierarchies, until};
@@ -56,6 +57,8 @@ pub struct Machine {
     node: Node,
     process: Mutex<Child>,
     directory: PathBuf,
+    /// The conflist before anybody changed it.
+    written: Vec<u8>,
     _proxy: Proxy,
 }
 
@@ -77,7 +80,8 @@ impl Cluster {
         conflist["plugins"].as_array_mut().context("a list of plugins")?.push(port_mapping());
         let text = serde_json::to_string_pretty(&conflist)?;
         // As people write it, so that what is taken out again can be told from what was written anew.
-        write(&at("etc/cni/net.d").join(CONFLIST), &format!("{text}\n\n"))?;
+        let written = format!("{text}\n\n");
+        write(&at("etc/cni/net.d").join(CONFLIST), &written)?;
         write(&at("containerd.toml"), &runtime_settings(&directory, containers.programs()))?;
         write(&at("resolv.conf"), "")?;
         write(&at("kubelet.json"), &self.kubelet_settings(&node, &directory).to_string())?;
@@ -103,7 +107,8 @@ impl Cluster {
         command.arg(at("plan.json")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = node.spawn(&mut command)?;
         let proxy = self.start_proxy(&node, ProxyMode::Iptables)?;
-        let machine = Machine { node, process: Mutex::new(process), directory, _proxy: proxy };
+        let machine =
+            Machine { node, process: Mutex::new(process), directory, written: written.into_bytes(), _proxy: proxy };
         until("the node to be ready", PATIENCE, || {
             if let Some(status) = machine.process.lock().expect("nobody panics while it is held").try_wait()? {
                 bail!("the node's first process ended ({status})");
@@ -163,6 +168,17 @@ impl Machine {
     pub fn conflist(&self) -> anyhow::Result<Vec<u8>> {
         let path = self.path("/etc/cni/net.d")?.join(CONFLIST);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The same as it was before anybody changed it.
+    pub fn written(&self) -> &[u8] {
+        &self.written
+    }
+
+    /// What a program prints that runs in the machine's network.
+    pub fn run(&self, words: &[&str]) -> anyhow::Result<String> {
+        let (program, arguments) = words.split_first().context("no program")?;
+        self.node.netns().run(|| output(Command::new(program).args(arguments), None))?
     }
 
     /// Where its pods find the cgroup2 hierarchy.
