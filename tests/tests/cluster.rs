@@ -9,6 +9,8 @@ mod enforcement;
 mod kinds;
 #[path = "cluster/lives.rs"]
 mod lives;
+#[path = "cluster/manifests.rs"]
+mod manifests;
 #[path = "cluster/outage.rs"]
 mod outage;
 #[path = "cluster/plugins.rs"]
