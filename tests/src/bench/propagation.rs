@@ -53,8 +53,7 @@ pub fn measures() -> Vec<Measure> {
             ),
         ] {
             all.push(Measure::new(format!("propagation/{what}-{known}"), "ms", format!("{how}; {known} pods known")));
-            let mut worst =
-                Measure::new(format!("propagation/{what}-{known}-p99"), "ms", format!("the same, 99th of 100"));
+            let mut worst = Measure::new(format!("propagation/{what}-{known}-p99"), "ms", "the same, 99th of 100");
             worst.target = if what == "pod" { None } else { target };
             all.push(worst);
         }
