@@ -13,6 +13,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::Sheet;
+use super::agent::mib;
 use super::measure::{Measure, Target};
 use crate::cluster::{Administrator, Cluster};
 use crate::lab::cni::{Chain, Container};
@@ -57,6 +58,11 @@ pub fn measures() -> Vec<Measure> {
             worst.target = if what == "pod" { None } else { target };
             all.push(worst);
         }
+        all.push(Measure::new(
+            format!("propagation/memory-{known}"),
+            "MiB",
+            format!("resident memory of the agent; {known} pods known, {POLICIES} policies"),
+        ));
         for (what, how, bound) in [
             ("add", "ADD of reeve-cni for a pod that the agent knows, one at a time", 40.0),
             ("add-p99", "the same, 99th of 100", 100.0),
@@ -126,6 +132,7 @@ impl Bench {
     }
 
     fn measure(&mut self, sheet: &mut Sheet<'_>, administrator: &Administrator, known: u32) -> anyhow::Result<()> {
+        sheet.put(&format!("propagation/memory-{known}"), vec![mib(self.agent.resident_bytes()?)]);
         let policy =
             |role: &str| administrator.patch_policy(NAMESPACE, "web-clients", &json!({ "spec": policy(role)["spec"] }));
         let label = |role: &str| {
