@@ -164,7 +164,11 @@ fn clean(directory: &Path) -> anyhow::Result<()> {
     for tree in noted(directory, TREES) {
         hierarchies::remove(Path::new(&tree))?;
     }
-    fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))
+    match fs::remove_dir_all(directory) {
+        // A lab that goes takes away who owns it, and is then taken for a dead one: both remove it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done.with_context(|| format!("cannot remove {}", directory.display())),
+    }
 }
 
 fn noted(directory: &Path, kind: &str) -> Vec<String> {
