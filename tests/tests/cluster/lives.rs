@@ -8,7 +8,7 @@ use reeve_tests::stage::get;
 use reeve_tests::traffic::{NoAnswer, PATIENCE, Server, connect};
 use serde_json::{Value, json};
 
-use crate::town::{Company, LONG, POLICIES, Town, skipped};
+use crate::town::{Company, LONG, Town, skipped};
 
 /// Lets pods with this label at the one named `web`, and nobody else.
 fn only(town: &Town, peer: &Value) {
@@ -131,13 +131,18 @@ fn namespace_that_is_deleted_takes_its_policies_and_what_they_let_in_along() {
     town.cluster.apply(&[policy]).expect("a policy");
     town.start();
     assert_eq!((get(&guest, &web), get(&client, &web)), (Ok(()), Err(NoAnswer::TimedOut)));
-    let policies = town.measures("reeve_watch_objects", POLICIES, |objects| objects >= 2.0);
+    let policies = town.agent().request("GET", "/policies").expect("an answer").body;
+    assert!(policies.contains(&guests), "{policies}");
     town.cluster.kubectl(&["delete", "namespace", &guests, "--wait=false"]).expect("deleted");
     // The kubelet's part: its containers have ended.
     let (namespace, name) = guest.name();
     town.cluster.delete(&["pod", name, "-n", namespace, "--grace-period=0", "--force"]).expect("deleted");
     town.cluster.kubectl(&["wait", "--for=delete", "namespace", &guests, "--timeout=60s"]).expect("gone");
-    town.measures("reeve_watch_objects", POLICIES, |now| now < policies);
+    let forgotten = until("its policy to be forgotten", LONG, || {
+        let policies = town.agent().request("GET", "/policies")?.body;
+        Ok((!policies.contains(&guests)).then_some(()))
+    });
+    forgotten.expect("it is");
     // What is left of the pod is nobody's: not even its own address is.
     let closed =
         until("the guest to be shut out", LONG, || Ok((get(&guest, &web) == Err(NoAnswer::TimedOut)).then_some(())));
