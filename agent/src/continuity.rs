@@ -191,6 +191,19 @@ mod tests {
         let missed = Missed::between(Some(&checkpoint()), &checkpoint(), subject);
         assert!(missed.is_proven());
         assert_eq!(missed.flags(WorkloadId(70), false), [Flag::Backfilled]);
+        assert_eq!(missed.flags(WorkloadId(70), true), [Flag::Backfilled, Flag::MayRepeat]);
+        assert_eq!(missed.telling, None);
+    }
+
+    #[test]
+    fn a_window_that_was_being_told_is_known_to_the_next_agent_by_its_very_readings() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("checkpoint.json");
+        let clock = Clock::from_readings(7, reeve_flow::time::Timestamp { unix_ns: 1_769_860_801_123_456_789 });
+        let telling = Some(Telling { bank: 1, end_ns: 123_456_789_012, clock });
+        CheckpointFile::open(&path).write(&Checkpoint { telling, ..checkpoint() }).expect("written");
+        let last = CheckpointFile::open(&path);
+        assert_eq!(Missed::between(last.last(), &checkpoint(), subject).telling, telling);
     }
 
     #[test]

@@ -244,10 +244,10 @@ impl Recorder {
                     tell(aggregate::window(&namer, &key, &value, clock.moment(monotonic_ns()), &[]));
                 }
                 Made::Window(counts) => {
-                    let (clock, names) = (counts.clock, namer.names);
-                    let namer = Namer { names, node: &self.node, clock };
+                    let namer = Namer { clock: counts.clock, ..namer };
+                    let end = counts.clock.moment(counts.end_ns);
                     for (key, value, flags) in &counts.rows {
-                        tell(aggregate::window(&namer, key, value, clock.moment(counts.end_ns), flags));
+                        tell(aggregate::window(&namer, key, value, end, flags));
                     }
                     windows.push(counts.written);
                 }

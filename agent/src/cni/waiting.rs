@@ -73,6 +73,8 @@ impl Waiting {
 
     /// Answers those of them who are served already; the others go on waiting.
     pub(crate) fn answer_served(&mut self, enforcer: &Enforcer, whom: impl Fn(&Attachment) -> bool) {
+        // The plugin may have been killed; its pod stays as closed or as enforced as it is.
+        self.0.retain(|add| !add.answer.is_closed());
         let served = |add: &Add| whom(&add.attachment) && enforcer.stands(&add.attachment).is_ok();
         let (served, waiting) = std::mem::take(&mut self.0).into_iter().partition(served);
         self.0 = waiting;
@@ -86,9 +88,6 @@ impl Waiting {
     pub(crate) fn answer(&mut self, enforcer: &mut Enforcer) {
         self.answer_served(enforcer, |_| true);
         for add in std::mem::take(&mut self.0) {
-            if add.answer.is_closed() {
-                continue; // the plugin was killed; its pod stays as closed as it is
-            }
             let Err(why) = enforcer.stands(&add.attachment) else { continue };
             enforcer.close_announced(&add.attachment);
             if Instant::now() < add.deadline {

@@ -308,4 +308,12 @@ mod tests {
         assert!(text.contains("elements = { 2, 7 }"), "{text}");
         assert!(!script(16, &BTreeSet::new()).contains("elements"));
     }
+
+    #[test]
+    fn what_differs_between_two_sets_is_added_and_deleted_by_name() {
+        let (from, to) = (BTreeSet::from([2, 7]), BTreeSet::from([7, 8, 9]));
+        let both = "add element inet reeve hooked { 8, 9 }\ndelete element inet reeve hooked { 2 }\n";
+        assert_eq!(difference(&from, &to), both);
+        assert_eq!(difference(&from, &BTreeSet::from([2, 7, 8])), "add element inet reeve hooked { 8 }\n");
+    }
 }

@@ -42,9 +42,9 @@ const NAMESPACE: &str = "shop";
 /// All of them.
 pub fn measures() -> Vec<Measure> {
     let mut all = Vec::new();
-    let most = |bound| Some(Target::AtMost(bound));
+    let at_most = |bound| Some(Target::AtMost(bound));
     for known in KNOWN {
-        let target = if known == 10_000 { most(50.0) } else { None };
+        let target = if known == 10_000 { at_most(50.0) } else { None };
         for (what, how) in [
             ("policy", "a policy is patched: from the API server's answer until a live flow's verdict has changed"),
             ("label", "a pod is relabelled: from the API server's answer until a live flow's verdict has changed"),
@@ -54,7 +54,8 @@ pub fn measures() -> Vec<Measure> {
             ),
         ] {
             all.push(Measure::new(format!("propagation/{what}-{known}"), "ms", format!("{how}; {known} pods known")));
-            let mut worst = Measure::new(format!("propagation/{what}-{known}-p99"), "ms", "the same, 99th of 100");
+            let most = if what == "pod" { "the slowest of 20" } else { "99 of 100 took no longer" };
+            let mut worst = Measure::new(format!("propagation/{what}-{known}-p99"), "ms", format!("the same, {most}"));
             worst.target = if what == "pod" { None } else { target };
             all.push(worst);
         }
@@ -65,12 +66,12 @@ pub fn measures() -> Vec<Measure> {
         ));
         for (what, how, bound) in [
             ("add", "ADD of reeve-cni for a pod that the agent knows, one at a time", 40.0),
-            ("add-p99", "the same, 99th of 100", 100.0),
+            ("add-p99", "the same, the slowest of 20", 100.0),
             ("add-20", "20 ADDs at once, until the last has returned", 1_000.0),
         ] {
             let mut measure =
                 Measure::new(format!("propagation/{what}-{known}"), "ms", format!("{how}; {known} pods known"));
-            measure.target = most(bound);
+            measure.target = at_most(bound);
             all.push(measure);
         }
     }
@@ -184,6 +185,7 @@ impl Bench {
             } else {
                 created.push(answered.elapsed().as_secs_f64() * 1e3);
             }
+            self.end(administrator, &container)?;
         }
         put(sheet, &format!("propagation/pod-{known}"), created);
         let worst = percentile(&mut added, 99);
@@ -208,12 +210,18 @@ impl Bench {
             })
         })?;
         sheet.put(&format!("propagation/add-20-{known}"), vec![begun.elapsed().as_secs_f64() * 1e3]);
-        Ok(())
+        together.iter().try_for_each(|(container, _)| self.end(administrator, container))
     }
 
     fn container(&mut self) -> anyhow::Result<Container> {
         self.pods += 1;
         self.chain.container(&format!("new-{}", self.pods))
+    }
+
+    /// Gives a pod's network back and deletes it: the next one takes its address.
+    fn end(&self, administrator: &Administrator, container: &Container) -> anyhow::Result<()> {
+        self.chain.del(container)?;
+        administrator.delete_pod(NAMESPACE, &container.pod)
     }
 
     fn object(&self, container: &Container) -> Value {

@@ -4,7 +4,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::Value;
@@ -56,6 +56,13 @@ impl Administrator {
     /// Creates a pod by its object; its UID.
     pub fn create_pod(&self, namespace: &str, pod: &Value) -> anyhow::Result<String> {
         self.runtime.block_on(created(&self.client, namespace, pod))?.metadata.uid.context("a pod has a UID")
+    }
+
+    /// Deletes a pod as its kubelet does at the end: at once.
+    pub fn delete_pod(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let done = self.runtime.block_on(pods.delete(name, &DeleteParams::default().grace_period(0)));
+        done.with_context(|| format!("cannot delete pod {namespace}/{name}")).map(drop)
     }
 
     /// Creates pods that run already: each with its object and its status.

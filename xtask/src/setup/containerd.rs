@@ -32,7 +32,7 @@ pub(crate) fn ready(places: &Places) -> anyhow::Result<PathBuf> {
     let missing: Vec<&str> = PROGRAMS.into_iter().filter(|name| !programs.join(name).is_file()).collect();
     if !missing.is_empty() {
         let go = go::find()?;
-        say("building", &format!("{} (once, two minutes from nothing)", missing.join(", ")));
+        say("building", &format!("{} (once, five minutes from nothing)", missing.join(", ")));
         for name in missing {
             module.build(&go, &format!("{MODULE}/cmd/{name}"), "-s -w", &programs.join(name))?;
         }
