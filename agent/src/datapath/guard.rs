@@ -5,11 +5,14 @@ use reeve_abi::mark::{KIND_BITS, KIND_PENDING, MASK, SLOT_BITS};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The agent's table.
 pub const TABLE: &str = "inet reeve";
+
+/// How nft reads one transaction.
+const SCRIPT: [&str; 2] = ["-f", "-"];
 
 /// Between two looks whether the rule is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -34,12 +37,14 @@ pub struct Guard {
     shift: u32,
     made_for: Option<BTreeSet<u32>>,
     looked_at: Instant,
+    /// An nft that waits for its script.
+    prepared: Option<Child>,
 }
 
 impl Guard {
     /// For marks in bits from `shift` on; nothing is made yet.
     pub fn new(shift: u32) -> Self {
-        Self { shift, made_for: None, looked_at: Instant::now() }
+        Self { shift, made_for: None, looked_at: Instant::now(), prepared: None }
     }
 
     /// Makes the rule let pending packets leave by these devices only.
@@ -51,13 +56,28 @@ impl Guard {
                 self.made_for = None;
             }
         }
+        self.lead_to(devices)
+    }
+
+    /// Has an nft started that the next change is for: it starts while the kernel takes the programs of a device.
+    pub fn prepare(&mut self) {
+        if self.made_for.is_some() && self.prepared.is_none() {
+            self.prepared = start(&SCRIPT, true).ok(); // whoever needs it tries again, and says why not
+        }
+    }
+
+    fn lead_to(&mut self, devices: &BTreeSet<u32>) -> Result<(), GuardError> {
         if self.made_for.as_ref() == Some(devices) {
             return Ok(());
         }
         // A table that is made anew waits for packets that are on their way: what differs is a fraction of that.
         let differs = self.made_for.take().map(|made| difference(&made, devices));
-        if differs.is_none_or(|differs| nft(&["-f", "-"], Some(&differs)).is_err()) {
-            nft(&["-f", "-"], Some(&script(self.shift, devices)))?;
+        let prepared = self.prepared.take();
+        let led = differs.is_some_and(|differs| {
+            prepared.map_or_else(|| start(&SCRIPT, true), Ok).and_then(|nft| end(nft, Some(&differs))).is_ok()
+        });
+        if !led {
+            nft(&SCRIPT, Some(&script(self.shift, devices)))?;
         }
         self.made_for = Some(devices.clone());
         Ok(())
@@ -67,7 +87,15 @@ impl Guard {
     pub fn admit(&mut self, ifindex: u32) -> Result<(), GuardError> {
         let Some(made) = &self.made_for else { return Ok(()) };
         let mut devices = made.clone();
-        if devices.insert(ifindex) { self.follow(&devices) } else { Ok(()) }
+        if devices.insert(ifindex) { self.lead_to(&devices) } else { Ok(()) }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            let _ = end(prepared, None); // it reads nothing, does nothing, and is not left behind
+        }
     }
 }
 
@@ -111,20 +139,28 @@ pub fn remove() -> Result<bool, GuardError> {
 }
 
 fn nft(arguments: &[&str], input: Option<&str>) -> Result<String, GuardError> {
+    end(start(arguments, input.is_some())?, input)
+}
+
+fn start(arguments: &[&str], reads: bool) -> Result<Child, GuardError> {
     let mut command = Command::new("nft");
-    command.args(arguments).stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = match child {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(GuardError::NoProgram),
-        other => other.map_err(GuardError::Run)?,
-    };
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        stdin.write_all(input.as_bytes()).map_err(GuardError::Run)?;
+    command.args(arguments).stdin(if reads { Stdio::piped() } else { Stdio::null() });
+    match command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(GuardError::NoProgram),
+        other => other.map_err(GuardError::Run),
     }
+}
+
+fn end(mut child: Child, input: Option<&str>) -> Result<String, GuardError> {
+    let written = match (child.stdin.take(), input) {
+        (Some(mut stdin), Some(input)) => stdin.write_all(input.as_bytes()),
+        _ => Ok(()),
+    };
     let output = child.wait_with_output().map_err(GuardError::Run)?;
     if !output.status.success() {
         return Err(GuardError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
+    written.map_err(GuardError::Run)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

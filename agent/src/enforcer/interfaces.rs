@@ -245,6 +245,9 @@ impl Enforcer {
         if device.bridge != 0 {
             self.uplinks.release(device.bridge)?;
         }
+        if !self.attachments.is_attached(device.ifindex) {
+            self.guard.prepare();
+        }
         if self.attachments.attach(&mut self.loaded, &device.name, device.ifindex)? > 0 {
             self.metrics.adopted_links.inc();
         }
