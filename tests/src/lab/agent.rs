@@ -51,7 +51,8 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Added to the environment.
     pub environment: Vec<(String, String)>,
-    /// A program with its arguments that starts the agent's, which comes last; empty: it is started as it is.
+    /// A program with its arguments that starts the agent's, which comes last, with all that this process may do; empty:
+    /// it is started as it is, with what the DaemonSet grants.
     pub through: Vec<String>,
     /// Another build of the program than the one at hand.
     pub program: Option<PathBuf>,
@@ -233,12 +234,15 @@ fn spawn(node: &Node, options: &AgentOptions) -> anyhow::Result<Child> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // SAFETY: system calls only, and nothing of this process is touched.
-    unsafe {
-        command.pre_exec(|| {
-            let others = CapabilitySet::all().difference(GRANTED);
-            Ok(others.iter_names().try_for_each(|(_, one)| remove_capability_from_bounding_set(one))?)
-        });
+    // A program before it may need what an agent does not, such as to make a namespace.
+    if options.through.is_empty() {
+        // SAFETY: system calls only, and nothing of this process is touched.
+        unsafe {
+            command.pre_exec(|| {
+                let others = CapabilitySet::all().difference(GRANTED);
+                Ok(others.iter_names().try_for_each(|(_, one)| remove_capability_from_bounding_set(one))?)
+            });
+        }
     }
     node.spawn(&mut command)
 }

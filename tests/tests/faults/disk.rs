@@ -91,6 +91,10 @@ fn full_disk_of_the_dictionary_changes_nothing_until_there_is_room() {
     let before = stage.node.objects().expect("what is held");
     let traffic = Traffic::start(&web, &client, &guest);
     let filler = fill(&stage.node.state_directory());
+    // More than what is left of the file's last page; what comes first may still fit.
+    for number in 0..40 {
+        stage.allow_from(&format!("web-more-{number}"), ("app", "web"), ("role", &format!("more-{number}")));
+    }
     stage.policy(
         "web-others",
         &json!({
@@ -98,10 +102,6 @@ fn full_disk_of_the_dictionary_changes_nothing_until_there_is_room() {
             "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "role": "other" } } }] }]
         }),
     );
-    // More than what is left of the file's last page.
-    for number in 0..40 {
-        stage.allow_from(&format!("web-more-{number}"), ("app", "web"), ("role", &format!("more-{number}")));
-    }
     let refused = stage.agent().request("POST", "/sync").expect("an answer");
     assert_eq!(refused.status, 504, "{}", refused.body);
     assert!(refused.body.contains("dictionary"), "{}", refused.body);
