@@ -11,6 +11,7 @@ mod client;
 mod cni;
 mod containers;
 mod control;
+mod definitions;
 mod keys;
 mod kubelet;
 mod machine;
@@ -34,6 +35,7 @@ use keys::Keys;
 pub use audit::Call;
 pub use cni::{Chain, CniError, Sandbox, bridged, point_to_point, port_mapping};
 pub use containers::Containers;
+pub use definitions::definition;
 pub use machine::{Machine, Plan};
 pub use programs::Programs;
 pub use proxy::{Proxy, ProxyMode};
@@ -120,6 +122,16 @@ impl Cluster {
     /// Where its logs are.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The network namespace that the control plane is in.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig_of_administrator(&self) -> PathBuf {
+        self.keys.path("admin.kubeconfig")
     }
 
     /// Ends the API server without giving it a chance to say goodbye.

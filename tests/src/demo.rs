@@ -5,5 +5,7 @@
 
 pub mod attempt;
 pub mod cast;
+mod cluster;
+mod files;
 pub mod story;
 pub mod table;

@@ -3,6 +3,8 @@
 
 #[path = "cluster/control.rs"]
 mod control;
+#[path = "cluster/demo.rs"]
+mod demo;
 #[path = "cluster/enforcement.rs"]
 mod enforcement;
 #[path = "cluster/kinds.rs"]

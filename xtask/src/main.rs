@@ -38,7 +38,7 @@ enum Command {
     Setup,
     /// Build everything, then show enforcement on namespaces that stand for nodes and pods (needs root).
     Demo {
-        /// Arguments of the demo itself, such as `--keep` and `--json`.
+        /// Arguments of the demo itself, such as `--keep`, `--json` and `--cluster`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

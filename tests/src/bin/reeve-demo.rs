@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use reeve_tests::demo::story::{self, Keep, Options, Print, Sabotage};
+use reeve_tests::demo::story::{self, Control, Keep, Options, Print, Sabotage};
 use reeve_tests::lab::Mode;
 
 /// Watch real traffic between pods being allowed and denied by name.
@@ -17,6 +17,9 @@ struct Arguments {
     /// Print the records only, as JSON lines.
     #[arg(long)]
     json: bool,
+    /// Play it on two nodes of a Kubernetes control plane, by `kubectl`.
+    #[arg(long)]
+    cluster: bool,
     /// Put the pods behind a bridge instead of routing to each.
     #[arg(long)]
     bridged: bool,
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         keep: if arguments.keep { Keep::Running } else { Keep::Nothing },
         print: if arguments.json { Print::Records } else { Print::Story },
         mode: if arguments.bridged { Mode::Bridged } else { Mode::Routed },
+        control: if arguments.cluster { Control::Kubernetes } else { Control::Files },
         sabotage: if arguments.sabotage { Sabotage::Detach } else { Sabotage::None },
     };
     match story::run(&options) {

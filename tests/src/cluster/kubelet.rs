@@ -13,8 +13,9 @@ impl Cluster {
     pub fn node(&self, name: &str, mode: Mode) -> anyhow::Result<Node> {
         let node = self.lab.node(name, mode)?;
         let mut object = node.object();
-        let status =
+        let mut status =
             object.as_object_mut().and_then(|fields| fields.remove("status")).context("a node has a status")?;
+        status["conditions"] = json!([{ "type": "Ready", "status": "True", "reason": "PlayedByTheLab" }]);
         self.keys.node(name)?;
         self.apply(&[object])?;
         self.patch_status(&["node", name], &status)?;
@@ -39,7 +40,11 @@ impl Cluster {
 
     /// Tells the API server that a pod runs, as its kubelet does.
     pub fn tell_running(&self, node: &Node, namespace: &str, name: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        let status = running(node, addresses);
+        let mut status = running(node, addresses);
+        status["containerStatuses"] = json!([{
+            "name": "main", "image": "none", "imageID": "", "ready": true, "restartCount": 0,
+            "state": { "running": {} },
+        }]);
         self.patch_status(&["pod", name, "-n", namespace], &status)
     }
 

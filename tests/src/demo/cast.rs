@@ -1,11 +1,11 @@
-//! Who takes part: five pods on one node, their servers and two policies.
+//! Who takes part: five pods, their servers and two policies.
 
 use std::net::IpAddr;
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Mode, Node, Pod, PodSpec};
+use crate::lab::{Pod, PodSpec};
 use crate::traffic::Server;
 
 /// The pods, with what they serve.
@@ -23,20 +23,11 @@ pub struct Cast {
     _servers: Vec<Server>,
 }
 
-/// Workloads labelled `PCI=true` talk to each other and to nobody else.
-fn pci_isolation() -> Value {
-    json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": { "name": "pci-isolation" },
-        "spec": {
-            "selector": "PCI == \"true\"", "types": ["Ingress", "Egress"],
-            "ingress": [{ "action": "Allow", "source": { "selector": "PCI == \"true\"" } }],
-            "egress": [{ "action": "Allow", "destination": { "selector": "PCI == \"true\"" } }]
-        }
-    })
-}
+/// The namespaces of those who take part.
+pub(super) const NAMESPACES: [&str; 4] = ["payments", "shop", "reports", "kube-system"];
 
 /// Only reports may read from the shop.
-fn web_readers() -> Value {
+pub(super) fn web_readers() -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "name": "web-readers", "namespace": "shop" },
@@ -54,23 +45,17 @@ fn web_readers() -> Value {
 }
 
 impl Cast {
-    /// Makes the pods, starts their servers and writes all manifests.
-    pub fn new(lab: &Lab, mode: Mode) -> anyhow::Result<(Node, Self)> {
-        let node = lab.node("node-1", mode)?;
-        for namespace in ["payments", "shop", "reports", "kube-system"] {
-            lab.manifests().namespace(namespace, &[])?;
-        }
+    /// Has the pods made and starts their servers.
+    pub(super) fn new(make: impl Fn(PodSpec) -> anyhow::Result<Pod>) -> anyhow::Result<Self> {
         let pod = |namespace: &str, name: &str, labels: &[(&str, &str)]| {
             let spec = labels.iter().fold(PodSpec::new(namespace, name), |spec, (key, value)| spec.label(key, value));
-            node.pod(spec).with_context(|| format!("cannot make pod {namespace}/{name}"))
+            make(spec).with_context(|| format!("cannot make pod {namespace}/{name}"))
         };
         let card_api = pod("payments", "card-api", &[("app", "card-api"), ("PCI", "true")])?;
         let card_db = pod("payments", "card-db", &[("app", "card-db"), ("PCI", "true")])?;
         let web = pod("shop", "web", &[("app", "web")])?;
         let report_gen = pod("reports", "report-gen", &[("app", "report-gen")])?;
         let dns = pod("kube-system", "dns", &[("app", "dns")])?;
-        lab.manifests().write("pci-isolation", &pci_isolation())?;
-        lab.manifests().write("web-readers", &web_readers())?;
         let mut servers = Vec::new();
         for (pod, port) in [(&card_db, 5432), (&web, 8080)] {
             for address in pod.addresses() {
@@ -80,7 +65,7 @@ impl Cast {
         for address in dns.addresses() {
             servers.push(Server::udp(dns.netns(), *address, 53)?);
         }
-        Ok((node.clone(), Self { card_api, card_db, web, report_gen, dns, _servers: servers }))
+        Ok(Self { card_api, card_db, web, report_gen, dns, _servers: servers })
     }
 }
 

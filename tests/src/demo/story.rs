@@ -1,20 +1,27 @@
 //! The course of the demo: the table, a label given, a label taken away.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use reeve_flow::record::{EventKind, FlowRecord};
 use reeve_flow::text::{Colour, decision_text};
-use reeve_policy::model::Verdict;
+use reeve_policy::model::{Direction, Verdict};
+use reeve_policy::store::Store;
 use serde_json::Value;
 
 use super::attempt::{self, Attempt, Probe};
 use super::cast::Cast;
+use super::cluster::Kubernetes;
+use super::files::Files;
 use super::table;
-use crate::lab::{Agent, AgentOptions, Lab, Mode, Node, Records, until};
+use crate::lab::{Mode, Pod, Records, until};
 use crate::traffic::PATIENCE;
+
+/// Longest wait for the record of a connection that was cut.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the demo is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +32,19 @@ pub struct Options {
     pub print: Print,
     /// How the pods are wired.
     pub mode: Mode,
+    /// Who tells the agents.
+    pub control: Control,
     /// Whether to take a program away half-way, which must make the demo fail.
     pub sabotage: Sabotage,
+}
+
+/// Where pods, labels and policies are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Files on one node.
+    Files,
+    /// A Kubernetes API server, for two nodes.
+    Kubernetes,
 }
 
 /// Whether the demo stays.
@@ -56,10 +74,38 @@ pub enum Sabotage {
     Detach,
 }
 
-struct Story {
+impl Print {
+    /// Part of the story.
+    pub(super) fn say(self, text: &str) {
+        if self == Self::Story {
+            println!("{text}");
+        }
+    }
+}
+
+/// What the story happens in.
+pub(super) trait World {
+    /// Who takes part.
+    fn cast(&self) -> &Cast;
+
+    /// What each agent has recorded and will.
+    fn records(&self) -> Vec<Records>;
+
+    /// The facts as whoever tells the agents has them now.
+    fn facts(&self) -> anyhow::Result<Store>;
+
+    /// Gives report-gen the label `PCI=true`, or takes it away, and waits until every kernel has it.
+    fn give_pci(&self, given: bool) -> anyhow::Result<()>;
+
+    /// Commands for somebody who wants to look around.
+    fn commands(&self) -> String;
+}
+
+struct Story<'a> {
+    world: &'a dyn World,
     print: Print,
     colour: Colour,
-    records: Records,
+    records: Vec<Records>,
     allowed: usize,
     denied: usize,
     disagreements: Vec<String>,
@@ -68,34 +114,32 @@ struct Story {
 /// Runs the demo; an error or a disagreement is a failure.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let lab = Lab::new("demo")?;
-    let (node, cast) = Cast::new(&lab, options.mode)?;
-    let agent = node.start_agent(AgentOptions::default())?;
-    agent.settled()?;
+    let print = options.print;
+    let world: Box<dyn World> = match options.control {
+        Control::Files => Box::new(Files::new(options.mode, print)?),
+        Control::Kubernetes => Box::new(Kubernetes::new(options.mode, print)?),
+    };
     let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut story = Story {
-        print: options.print,
+        world: &*world,
+        print,
         colour: if terminal { Colour::Ansi } else { Colour::Never },
-        records: agent.records(),
+        records: world.records(),
         allowed: 0,
         denied: 0,
         disagreements: Vec::new(),
     };
-    story.say(&format!(
-        "One node, five pods, two policies: pci-isolation (PCI=true talks to PCI=true only) and\n\
-         shop/web-readers (only report-gen reads from web). Ready after {:.1} s.\n\n\
-         1. Connections, as the kernel judged them\n",
-        begun.elapsed().as_secs_f64()
-    ));
-    story.first_table(&node, &cast)?;
+    print.say("1. Connections, as the kernel judged them\n");
+    story.first_table()?;
     if options.sabotage == Sabotage::Detach {
-        detach(&node, cast.card_db.host_side())?;
-        story.attempts(&node, &[(&cast.web, &cast.card_db, Probe::Tcp(5432), false)])?;
+        let Cast { web, card_db, .. } = world.cast();
+        detach(card_db)?;
+        story.attempts(&[(web, card_db, Probe::Tcp(5432), false)])?;
     } else {
-        story.label_given_and_taken(&node, &cast, &agent)?;
+        story.label_given_and_taken()?;
     }
     let total = story.allowed + story.denied;
-    story.say(&format!(
+    print.say(&format!(
         "\nSummary: {total} verdicts ({} allowed, {} denied), each with its decider; records, sockets and the oracle {}. {:.1} s.",
         story.allowed,
         story.denied,
@@ -103,7 +147,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         begun.elapsed().as_secs_f64()
     ));
     if options.keep == Keep::Running {
-        keep(&node, &cast)?;
+        keep(&*world)?;
     }
     if !story.disagreements.is_empty() {
         bail!("{} disagreement(s):\n  {}", story.disagreements.len(), story.disagreements.join("\n  "));
@@ -111,13 +155,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Story {
-    fn say(&self, text: &str) {
-        if self.print == Print::Story {
-            println!("{text}");
-        }
-    }
-
+impl Story<'_> {
     fn show(&mut self, attempts: &[&Attempt]) {
         for attempt in attempts {
             for row in &attempt.rows {
@@ -136,69 +174,69 @@ impl Story {
         }
     }
 
-    fn attempts(
-        &mut self,
-        node: &Node,
-        list: &[(&crate::lab::Pod, &crate::lab::Pod, Probe, bool)],
-    ) -> anyhow::Result<Vec<Attempt>> {
-        let store = attempt::facts(&node.manifests_directory(), node.name())?;
+    fn attempts(&mut self, list: &[(&Pod, &Pod, Probe, bool)]) -> anyhow::Result<Vec<Attempt>> {
+        let store = self.world.facts()?;
         let mut done = Vec::new();
         for (from, to, probe, v6) in list {
-            done.push(attempt::attempt(&store, &mut self.records, from, to, *probe, *v6)?);
+            done.push(attempt::attempt_between(&store, &mut self.records, from, to, *probe, *v6)?);
         }
         self.show(&done.iter().collect::<Vec<_>>());
         Ok(done)
     }
 
-    fn first_table(&mut self, node: &Node, cast: &Cast) -> anyhow::Result<()> {
-        let Cast { card_api, card_db, web, report_gen, dns, .. } = cast;
+    fn first_table(&mut self) -> anyhow::Result<()> {
+        let Cast { card_api, card_db, web, report_gen, dns, .. } = self.world.cast();
         let (database, shop, names) = (Probe::Tcp(5432), Probe::Tcp(8080), Probe::Udp(53));
-        self.attempts(
-            node,
-            &[
-                (card_api, card_db, database, false),
-                (card_api, card_db, database, true),
-                (web, card_db, database, false),
-                (web, card_db, database, true),
-                (report_gen, card_db, database, false),
-                (card_api, web, shop, false),
-                (report_gen, web, shop, false),
-                (dns, web, shop, false),
-                (web, dns, names, false),
-                (card_api, dns, names, false),
-                (card_api, card_db, Probe::Ping, false),
-                (web, card_db, Probe::Ping, false),
-                (web, dns, Probe::Ping, true),
-            ],
-        )?;
+        self.attempts(&[
+            (card_api, card_db, database, false),
+            (card_api, card_db, database, true),
+            (web, card_db, database, false),
+            (web, card_db, database, true),
+            (report_gen, card_db, database, false),
+            (card_api, web, shop, false),
+            (report_gen, web, shop, false),
+            (dns, web, shop, false),
+            (web, dns, names, false),
+            (card_api, dns, names, false),
+            (card_api, card_db, Probe::Ping, false),
+            (web, card_db, Probe::Ping, false),
+            (web, dns, Probe::Ping, true),
+        ])?;
         Ok(())
     }
 
-    fn label_given_and_taken(&mut self, node: &Node, cast: &Cast, agent: &Agent) -> anyhow::Result<()> {
-        self.say("\n2. report-gen gets the label PCI=true\n");
-        let took = relabel(agent, cast, &[("app", "report-gen"), ("PCI", "true")])?;
-        self.say(&format!("  {:.1} ms from the file's change to the kernel\n", took.as_secs_f64() * 1e3));
-        let list = [(&cast.report_gen, &cast.card_db, Probe::Tcp(5432), false)];
-        let mut done = self.attempts(node, &list)?;
+    fn label_given_and_taken(&mut self) -> anyhow::Result<()> {
+        let Cast { card_db, report_gen, .. } = self.world.cast();
+        self.print.say("\n2. report-gen gets the label PCI=true\n");
+        self.world.give_pci(true)?;
+        let list = [(report_gen, card_db, Probe::Tcp(5432), false)];
+        let mut done = self.attempts(&list)?;
         let mut open =
             done.remove(0).connection.context("report-gen has no connection to card-db although it is PCI=true now")?;
-        self.say("\n3. the label is taken away while that connection is open\n");
-        let took = relabel(agent, cast, &[("app", "report-gen")])?;
+        self.print.say("\n3. the label is taken away while that connection is open\n");
+        self.world.give_pci(false)?;
         let answer = open.exchange(PATIENCE);
         if answer.is_ok() {
             self.disagreements.push("report-gen -> card-db: the live connection goes on without the label".to_owned());
         }
-        let (source, port) = (cast.report_gen.v4(), open.local().port());
-        let line = self.records.wait_for(Duration::from_secs(3), |line| {
-            line["event"] == "rejudged" && line["verdict"] == "deny" && line["source"]["port"] == port
+        let port = open.local().port();
+        let line = until("the record of the connection that was cut", RECORD_PATIENCE, || {
+            for records in &mut self.records {
+                let cut = |line: &Value| {
+                    line["event"] == "rejudged" && line["verdict"] == "deny" && line["source"]["port"] == port
+                };
+                if let Some(line) = records.rest()?.into_iter().find(cut) {
+                    return Ok(Some(line));
+                }
+            }
+            Ok(None)
         })?;
         let record: FlowRecord = serde_json::from_value(line.clone())?;
         debug_assert!(record.event == EventKind::Rejudged);
-        let store = attempt::facts(&node.manifests_directory(), node.name())?;
-        let told = reeve_policy::oracle::explain(store.world(), source, cast.card_db.v4(), 6, 5432);
+        let told = reeve_policy::oracle::explain(self.world.facts()?.world(), report_gen.v4(), card_db.v4(), 6, 5432);
         let expected = match record.direction {
-            reeve_policy::model::Direction::Egress => told.egress,
-            reeve_policy::model::Direction::Ingress => told.ingress,
+            Direction::Egress => told.egress,
+            Direction::Ingress => told.ingress,
         };
         if let Some(text) = attempt::differs(&record, expected.as_ref().map(|(_, decision)| decision)) {
             self.disagreements.push(format!("report-gen -> card-db, live: {text}"));
@@ -208,30 +246,19 @@ impl Story {
             println!("{line}");
         }
         let before = record.previous.as_ref().map_or_else(|| "?".to_owned(), decision_text);
-        self.say(&format!(
-            "  {:.1} ms to the kernel; the open connection got {answer:?} and was recorded as re-judged:\n  \
+        self.print.say(&format!(
+            "  The open connection got {answer:?} and was recorded as re-judged:\n  \
              was allowed by {before},\n  now denied by {}\n\n  and the next one:\n",
-            took.as_secs_f64() * 1e3,
             decision_text(&record.decision)
         ));
-        self.attempts(node, &list)?;
+        self.attempts(&list)?;
         Ok(())
     }
 }
 
-/// Changes report-gen's labels and waits until the kernel has them. The watcher has to notice by itself.
-fn relabel(agent: &Agent, cast: &Cast, labels: &[(&str, &str)]) -> anyhow::Result<Duration> {
-    let revision = |status: &Value| status["revision"].as_u64().context("the agent's status has no revision");
-    let before = revision(&agent.status()?)?;
-    let begun = Instant::now();
-    cast.report_gen.set_labels(labels)?;
-    until("the relabelled pod's revision", Duration::from_secs(5), || {
-        Ok((revision(&agent.status()?)? > before).then(|| begun.elapsed()))
-    })
-}
-
-/// Takes the programs at an interface away behind the agent's back, as `bpftool link detach` does for an operator.
-fn detach(node: &Node, interface: &str) -> anyhow::Result<()> {
+/// Takes the programs at a pod's interface away behind the agent's back, as `bpftool link detach` does for an operator.
+fn detach(pod: &Pod) -> anyhow::Result<()> {
+    let (node, interface) = (pod.node(), pod.host_side());
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: the name is a terminated string that outlives the call.
     let ifindex = node.netns().run(|| unsafe { libc::if_nametoindex(name.as_ptr()) })?;
@@ -253,28 +280,15 @@ fn detach(node: &Node, interface: &str) -> anyhow::Result<()> {
 }
 
 /// Prints the commands to look around with and waits for an interrupt.
-fn keep(node: &Node, cast: &Cast) -> anyhow::Result<()> {
-    // Where cargo put this program, it put the others too.
-    let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(|folder| folder.join("reeve")));
-    let reeve = beside.filter(|path| path.is_file()).unwrap_or_else(|| "reeve".into());
-    let (reeve, socket) = (reeve.display(), node.run_directory().join("agent.sock"));
-    let socket = socket.display();
-    println!(
-        "\nRunning until interrupted (Ctrl-C). In another terminal, as root:\n\n  \
-         {reeve} status    --socket {socket}\n  \
-         {reeve} endpoints --socket {socket}\n  \
-         {reeve} flows     --socket {socket} --follow\n  \
-         {reeve} explain shop/web payments/card-db:5432/TCP --socket {socket}\n  \
-         {reeve} explain shop/web payments/card-db:5432/TCP --manifests {} --node {}\n  \
-         nsenter --net=/run/netns/{} ping -c1 {}   # web pings card-db: denied\n\n\
-         Edit a manifest in {} and watch the flows change.",
-        node.manifests_directory().display(),
-        node.name(),
-        cast.web.netns().name(),
-        cast.card_db.v4(),
-        node.manifests_directory().display(),
-    );
+fn keep(world: &dyn World) -> anyhow::Result<()> {
+    println!("\nRunning until interrupted (Ctrl-C). In another terminal, as root:\n\n{}", world.commands());
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     signals.forever().next();
     Ok(())
+}
+
+/// The program `reeve`: where cargo put this program, it put the others too.
+pub(super) fn reeve_program() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(|folder| folder.join("reeve")));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| "reeve".into())
 }
