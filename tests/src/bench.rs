@@ -20,7 +20,9 @@ pub mod records;
 pub mod report;
 pub mod rounds;
 pub mod rules;
+pub mod scale;
 pub mod side;
+mod synthetic;
 pub mod testbed;
 pub mod traffic;
 
@@ -42,7 +44,7 @@ pub struct Area {
 }
 
 /// All areas, in the order in which they run.
-pub const AREAS: [Area; 9] = [
+pub const AREAS: [Area; 10] = [
     Area { name: "program", measures: datapath::measures, run: datapath::run },
     Area { name: "flows", measures: flows::measures, run: flows::run },
     Area { name: "engine", measures: engine::measures, run: engine::run },
@@ -51,6 +53,7 @@ pub const AREAS: [Area; 9] = [
     Area { name: "agent", measures: agent::measures, run: agent::run },
     Area { name: "records", measures: records::measures, run: records::run },
     Area { name: "propagation", measures: propagation::measures, run: propagation::run },
+    Area { name: "scale", measures: scale::measures, run: scale::run },
     Area { name: "growth", measures: growth::measures, run: growth::run },
 ];
 

@@ -254,7 +254,7 @@ pub(super) fn processor_time(process: u32) -> anyhow::Result<Duration> {
 }
 
 /// Bytes that the kernel charges for the maps that a process holds open, each once.
-fn map_bytes(process: u32) -> anyhow::Result<u64> {
+pub(super) fn map_bytes(process: u32) -> anyhow::Result<u64> {
     let (mut seen, mut sum) = (BTreeSet::new(), 0);
     for file in fs::read_dir(format!("/proc/{process}/fdinfo"))? {
         let text = fs::read_to_string(file?.path()).unwrap_or_default();
