@@ -86,5 +86,7 @@ pub const EVENT_FLAG_PICKED_UP: u8 = 1;
 pub const EVENT_FLAG_CUT: u8 = 2;
 /// The peer shows another node's address, which that node may have put there for somebody else.
 pub const EVENT_FLAG_MAY_BE_MASQUERADED: u8 = 4;
+/// The pod answers what no program has seen: of the flow the first packet is the pod's, TCP with SYN and ACK.
+pub const EVENT_FLAG_BEGAN_UNSEEN: u8 = 8;
 
 crate::pin_size!(Event = 184);

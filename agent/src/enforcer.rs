@@ -29,6 +29,7 @@ use crate::datapath::{Attachments, Loaded};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::standing::Standings;
+use crate::unseen::Unseen;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
 use announced::Announced;
@@ -85,6 +86,8 @@ pub struct Enforcer {
     pub(crate) newcomers: Waiting,
     /// What keeps the CNI plugin from being in use.
     pub(crate) complaints: Complaints,
+    /// Pods that answer what no program has seen.
+    pub(crate) unseen: Unseen,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) source_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,

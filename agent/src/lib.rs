@@ -19,6 +19,7 @@ pub mod seed;
 mod standing;
 mod sweep;
 pub mod uninstall;
+mod unseen;
 pub mod upgrade;
 pub mod watch;
 pub mod windows;

@@ -72,6 +72,8 @@ pub struct Metrics {
     pub verdicts: Family<VerdictLabels, Counter>,
     pub flow_events: Family<StateLabels, Counter>,
     pub records_lost: Counter,
+    /// Flows that pods began by answering.
+    pub began_unseen: Counter,
     pub windows: Family<StateLabels, Counter>,
     pub window_rows: Family<StateLabels, Counter>,
     pub intervals: Family<StateLabels, Counter>,
@@ -111,6 +113,7 @@ impl Default for Metrics {
             verdicts: Family::default(),
             flow_events: Family::default(),
             records_lost: Counter::default(),
+            began_unseen: Counter::default(),
             windows: Family::default(),
             window_rows: Family::default(),
             intervals: Family::default(),
@@ -144,6 +147,11 @@ impl Default for Metrics {
         let registry = &mut metrics.registry;
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
         registry.register("flow_events", "Flow events read from the kernel", metrics.flow_events.clone());
+        registry.register(
+            "began_unseen",
+            "Flows of which no program has seen the first packet: a pod of this node answers it",
+            metrics.began_unseen.clone(),
+        );
         registry.register("records_lost", "Records that a sink could not take", metrics.records_lost.clone());
         registry.register("windows", "Windows of exact counts that ended", metrics.windows.clone());
         registry.register("window_rows", "Rows of windows told", metrics.window_rows.clone());

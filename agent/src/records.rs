@@ -4,6 +4,7 @@
 
 use crate::enforcer::Meanings;
 use crate::metrics::{Metrics, StateLabels, VerdictLabels};
+use crate::unseen::Unseen;
 use aya::maps::{MapData, RingBuf};
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::event::Event;
@@ -20,7 +21,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Between two looks at the ring buffer: waking a reader per event would cost 200 times the event.
@@ -172,6 +173,7 @@ pub struct Recorder {
     sink: Sink,
     live: Live,
     metrics: Arc<Metrics>,
+    unseen: Unseen,
     failing: bool,
 }
 
@@ -188,7 +190,12 @@ impl Recorder {
     ) -> anyhow::Result<Self> {
         let sink =
             Sink::open(target).map_err(|error| anyhow::anyhow!("records cannot be written to {target}: {error}"))?;
-        Ok(Self { events, made, meanings, node, sink, live, metrics, failing: false })
+        Ok(Self { events, made, meanings, node, sink, live, metrics, unseen: Unseen::default(), failing: false })
+    }
+
+    /// The answers of pods to what no program has seen, for whoever tells problems.
+    pub(crate) fn unseen(&self) -> Unseen {
+        self.unseen.clone()
     }
 
     /// Drains until told to stop, or left alone, and then once more.
@@ -219,6 +226,10 @@ impl Recorder {
         let mut tell = |record: Result<FlowRecord, DecodeError>| match record {
             Ok(record) => {
                 count(&record, &self.metrics);
+                if record.flags.contains(&Flag::BeganUnseen) {
+                    self.metrics.began_unseen.inc();
+                    self.unseen.note(&record, Instant::now());
+                }
                 let line: Arc<str> = wire::encode(&record).trim_end().into();
                 text.push_str(&line);
                 text.push('\n');

@@ -98,6 +98,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         live.clone(),
         Arc::clone(&metrics),
     )?;
+    enforcer.unseen = recorder.unseen();
     let (stop_telling, stop) = oneshot::channel();
     let telling = tokio::spawn(recorder.run(stop));
 

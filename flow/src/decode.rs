@@ -81,7 +81,8 @@ pub struct TypedEvent {
 }
 
 /// Flags of events that this version knows.
-const FLAGS: u8 = abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT | abi::EVENT_FLAG_MAY_BE_MASQUERADED;
+const FLAGS: u8 =
+    abi::EVENT_FLAG_PICKED_UP | abi::EVENT_FLAG_CUT | abi::EVENT_FLAG_MAY_BE_MASQUERADED | abi::EVENT_FLAG_BEGAN_UNSEEN;
 
 /// Reads one record of the ring buffer.
 pub fn event(bytes: &[u8]) -> Result<TypedEvent, DecodeError> {

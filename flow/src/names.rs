@@ -8,7 +8,7 @@ use crate::record::{
     UnknownNumber, WorkloadKind, WorkloadRef,
 };
 use crate::time::Clock;
-use reeve_abi::event::{EVENT_FLAG_CUT, EVENT_FLAG_MAY_BE_MASQUERADED, EVENT_FLAG_PICKED_UP};
+use reeve_abi::event::{EVENT_FLAG_BEGAN_UNSEEN, EVENT_FLAG_CUT, EVENT_FLAG_MAY_BE_MASQUERADED, EVENT_FLAG_PICKED_UP};
 use reeve_abi::ids::{DecisionId, IdentityId, WorkloadId};
 use reeve_policy::model::{Decision, Direction, Verdict};
 use reeve_policy::provenance::{Dictionary, Identity, IdentityKind, WorkloadName};
@@ -68,6 +68,9 @@ impl<N: Names> Namer<'_, N> {
         let mut flags = Vec::new();
         if raw.flags & EVENT_FLAG_PICKED_UP != 0 {
             flags.push(Flag::PickedUp);
+        }
+        if raw.flags & EVENT_FLAG_BEGAN_UNSEEN != 0 {
+            flags.push(Flag::BeganUnseen);
         }
         if event.kind == Kind::Denied && raw.packets[0] > 1 {
             flags.push(Flag::RateLimited(raw.packets[0] - 1));

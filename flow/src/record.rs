@@ -168,6 +168,8 @@ pub enum Reason {
 pub enum Flag {
     /// The flow was picked up in the middle: TCP without its SYN.
     PickedUp,
+    /// The source answers what no program has seen: something may lead packets around the programs at its device.
+    BeganUnseen,
     /// Besides the packet that this record is of, it stands for so many further denied packets.
     RateLimited(u64),
     /// Told after a time in which no agent was there to tell; that every packet of it was counted is proven.

@@ -295,6 +295,7 @@ fn notes(record: &FlowRecord) -> String {
     for flag in &record.flags {
         notes.push(match flag {
             Flag::PickedUp => "picked up in the middle".to_owned(),
+            Flag::BeganUnseen => "answers what no program has seen".to_owned(),
             Flag::RateLimited(more) => format!("{more} more since the last record"),
             Flag::Backfilled => "backfilled".to_owned(),
             Flag::Unproven => "unproven".to_owned(),

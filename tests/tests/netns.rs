@@ -5,6 +5,8 @@
 mod before;
 #[path = "netns/builds.rs"]
 mod builds;
+#[path = "netns/bypass.rs"]
+mod bypass;
 #[path = "netns/changes.rs"]
 mod changes;
 #[path = "netns/clsact.rs"]

@@ -8,12 +8,16 @@ use reeve_abi::address::Address;
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::model::{Level, Problem};
 use reeve_policy::provenance::workload_id;
+use std::time::Instant;
 
 impl Enforcer {
     /// All problems: those of where facts come from, and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
         let kept = self.source_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
-        kept.cloned().chain(self.unplaced_problems()).chain(installer::problems(&self.complaints))
+        kept.cloned()
+            .chain(self.unplaced_problems())
+            .chain(installer::problems(&self.complaints))
+            .chain(self.unseen.problems(Instant::now()))
     }
 
     /// How many problems of a level there are.

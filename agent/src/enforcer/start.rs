@@ -18,6 +18,7 @@ use crate::datapath::{Adopted, Attachments, Loaded, Maps, Pins, adopt, embedded_
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::standing::Standings;
+use crate::unseen::Unseen;
 use crate::upgrade;
 use crate::watch::Source;
 use anyhow::Context;
@@ -111,6 +112,7 @@ impl Enforcer {
             fresh: Fresh::default(),
             newcomers: Waiting::default(),
             complaints: Complaints::default(),
+            unseen: Unseen::default(),
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
             problems: Vec::new(),

@@ -1,6 +1,6 @@
 //! Programs of a few instructions, written by hand, and their maps: what the compiled programs are measured against.
 //!
-//! Invariant: nothing is attached or pinned; everything goes with its file descriptor.
+//! Invariant: nothing is pinned; everything goes with its file descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -14,6 +14,7 @@ const MAP_UPDATE: libc::c_long = 2;
 const MAP_LOOKUP: libc::c_long = 1;
 const PROGRAM_LOAD: libc::c_long = 5;
 const PROGRAM_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
 
 /// `BPF_MAP_TYPE_ARRAY`.
 pub const ARRAY: u32 = 2;
@@ -21,6 +22,7 @@ pub const ARRAY: u32 = 2;
 pub const PROGRAMS: u32 = 3;
 
 const SCHED_CLS: u32 = 3;
+const TCX_INGRESS: u32 = 46;
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
 
@@ -28,6 +30,8 @@ const PSEUDO_MAP_VALUE: u8 = 2;
 pub const LOOK_UP: i32 = 1;
 /// `bpf_skb_store_bytes`.
 pub const STORE_BYTES: i32 = 9;
+/// `bpf_redirect_peer`.
+pub const REDIRECT_PEER: i32 = 155;
 /// `bpf_tail_call`.
 pub const TAIL_CALL: i32 = 12;
 
@@ -74,6 +78,11 @@ impl Code {
     pub fn load(self, to: u8, from: u8, offset: i16) -> Self {
         self.put(0x79, to, from, offset, 0)
     }
+    /// `to = *(u32 *)(from + offset)`.
+    #[must_use]
+    pub fn load_word(self, to: u8, from: u8, offset: i16) -> Self {
+        self.put(0x61, to, from, offset, 0)
+    }
     /// `*(u64 *)(to + offset) = from`.
     #[must_use]
     pub fn store(self, to: u8, offset: i16, from: u8) -> Self {
@@ -104,6 +113,11 @@ impl Code {
     pub fn skip_if_set(self, register: u8, skipped: i16) -> Self {
         self.put(0x55, register, 0, skipped, 0)
     }
+    /// Skips instructions if `register != value`.
+    #[must_use]
+    pub fn skip_unless(self, register: u8, value: i32, skipped: i16) -> Self {
+        self.put(0x55, register, 0, skipped, value)
+    }
     /// Calls a helper.
     #[must_use]
     pub fn call(self, helper: i32) -> Self {
@@ -133,6 +147,12 @@ impl Code {
             format!("the verifier refuses a program:\n{}", String::from_utf8_lossy(&said))
         })
     }
+}
+
+/// Attaches a classifier to what comes in by a device of this thread's network namespace, after those that are there.
+pub fn attach(program: BorrowedFd<'_>, ifindex: u32) -> anyhow::Result<OwnedFd> {
+    let mut attributes = Link { program: number(program), ifindex, kind: TCX_INGRESS, ..Link::default() };
+    made(bpf(LINK_CREATE, &mut attributes)).with_context(|| format!("cannot attach to interface {ifindex}"))
 }
 
 /// The program that does nothing: what a run costs by itself.
@@ -197,6 +217,17 @@ struct Load {
     log: u64,
     kernel_version: u32,
     flags: u32,
+}
+
+/// `union bpf_attr`, making a link.
+#[repr(C)]
+#[derive(Default)]
+struct Link {
+    program: u32,
+    ifindex: u32,
+    kind: u32,
+    flags: u32,
+    relative: [u64; 2],
 }
 
 /// `union bpf_attr`, making a map.

@@ -55,9 +55,8 @@ pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
     let server = Synthetic::start(&node, SIZE, objects)?;
     let facts = Facts::Kubeconfig(server.kubeconfig(lab.directory())?);
     let begun = Instant::now();
-    let agent = node.spawn_agent(AgentOptions { facts, ..AgentOptions::default() })?;
-    let ready = || Ok(agent.request("GET", "/readyz").is_ok_and(|answer| answer.status == 200).then_some(()));
-    until("the agent to be ready", PATIENCE, ready).with_context(|| agent.log())?;
+    let mut agent = node.spawn_agent(AgentOptions { facts, ..AgentOptions::default() })?;
+    agent.wait_ready_within(PATIENCE)?;
     sheet.put("scale/ready", vec![begun.elapsed().as_secs_f64()]);
     has(&agent, SIZE.pods)?;
     sheet.put("scale/listed", vec![mib(server.sent_bytes())]);

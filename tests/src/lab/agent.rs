@@ -88,9 +88,14 @@ impl Agent {
 
     /// Waits until `GET /readyz` answers 200; fails at once if the process ends.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_ready_within(START_PATIENCE)
+    }
+
+    /// The same, where there is more to do than usual.
+    pub fn wait_ready_within(&mut self, patience: Duration) -> anyhow::Result<()> {
         let mut last = String::from("its socket is not there");
         let node = self.node.clone();
-        let ready = wait::until("the agent to be ready", START_PATIENCE, || {
+        let ready = wait::until("the agent to be ready", patience, || {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the agent ended before it was ready ({status})");
             }

@@ -3,7 +3,9 @@
 use crate::env::Action::{Continue, Drop};
 use crate::host::{CLIENT, CLIENT_DEVICE, POD, REMOTE, UPLINK, World, decided, event_kinds, ports};
 use reeve_abi::decision;
-use reeve_abi::event::{EVENT_CLOSED, EVENT_DENIED, EVENT_FLAG_PICKED_UP, EVENT_OPENED, HOOK_FROM_POD, HOOK_TO_POD};
+use reeve_abi::event::{
+    EVENT_CLOSED, EVENT_DENIED, EVENT_FLAG_BEGAN_UNSEEN, EVENT_FLAG_PICKED_UP, EVENT_OPENED, HOOK_FROM_POD, HOOK_TO_POD,
+};
 use reeve_abi::ids::ClassId;
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
 use reeve_abi::stats;
@@ -210,6 +212,27 @@ fn the_middle_of_a_connection_takes_the_orientation_that_is_allowed() {
     let mut closed = world(false);
     assert_eq!(closed.pod_sends(&answer), Drop);
     assert_eq!(closed.event().decision, decided(false, 2));
+}
+
+#[test]
+fn an_answer_to_what_no_program_has_seen_is_told_as_such() {
+    let flags = |flags: &str, asked: bool| {
+        let mut world = World::new();
+        if asked {
+            world.pod_gets(&REMOTE.to(POD, false).tcp(40_000, 8_080, "S"), UPLINK);
+            world.events();
+        }
+        assert_eq!(world.pod_sends(&POD.to(REMOTE, false).tcp(8_080, 40_000, flags)), Continue);
+        world.events().first().map(|event| event.flags)
+    };
+    assert_eq!(flags("S.", false), Some(EVENT_FLAG_PICKED_UP | EVENT_FLAG_BEGAN_UNSEEN));
+    assert_eq!(flags(".", false), Some(EVENT_FLAG_PICKED_UP), "it may have begun before there were programs");
+    assert_eq!(flags("S", false), Some(0));
+    assert_eq!(flags("S.", true), None, "the answer to what was seen");
+
+    let mut world = World::new();
+    world.pod_gets(&REMOTE.to(POD, false).tcp(443, 40_000, "S."), UPLINK);
+    assert_eq!(world.event().flags, EVENT_FLAG_PICKED_UP, "anybody can send a pod such a packet");
 }
 
 #[test]
