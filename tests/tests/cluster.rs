@@ -5,6 +5,8 @@
 mod control;
 #[path = "cluster/enforcement.rs"]
 mod enforcement;
+#[path = "cluster/families.rs"]
+mod families;
 #[path = "cluster/kinds.rs"]
 mod kinds;
 #[path = "cluster/lives.rs"]

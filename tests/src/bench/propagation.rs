@@ -230,11 +230,7 @@ impl Bench {
 
     /// Waits until the agent has heard of a pod.
     fn knows(&self, container: &Container) -> anyhow::Result<()> {
-        let known = until("the agent to know the pod", PATIENCE, || {
-            let facts = self.agent.request("GET", "/world")?.body;
-            Ok(facts.contains(&container.uid).then_some(()))
-        });
-        known.map(drop)
+        self.agent.heard_of(&container.uid)
     }
 }
 
