@@ -21,6 +21,8 @@ mod plugins;
 mod proxies;
 #[path = "cluster/rights.rs"]
 mod rights;
+#[path = "cluster/takeover.rs"]
+mod takeover;
 #[path = "cluster/town.rs"]
 mod town;
 #[path = "cluster/wiring.rs"]
