@@ -3,6 +3,8 @@
 
 #[path = "cluster/control.rs"]
 mod control;
+#[path = "cluster/drain.rs"]
+mod drain;
 #[path = "cluster/enforcement.rs"]
 mod enforcement;
 #[path = "cluster/families.rs"]
