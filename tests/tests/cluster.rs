@@ -17,6 +17,8 @@ mod lives;
 mod manifests;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "cluster/partial.rs"]
+mod partial;
 #[path = "cluster/plugins.rs"]
 mod plugins;
 #[path = "cluster/proxies.rs"]
