@@ -1,6 +1,8 @@
 //! Agents that watch a real API server: what `kubectl` is told is enforced, and what goes wrong on the way is told.
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 
+#[path = "cluster/cold.rs"]
+mod cold;
 #[path = "cluster/control.rs"]
 mod control;
 #[path = "cluster/drain.rs"]
