@@ -17,6 +17,8 @@ mod kinds;
 mod lives;
 #[path = "cluster/manifests.rs"]
 mod manifests;
+#[path = "cluster/nodeports.rs"]
+mod nodeports;
 #[path = "cluster/outage.rs"]
 mod outage;
 #[path = "cluster/partial.rs"]
