@@ -1,10 +1,14 @@
 //! Agents that watch a real API server: what `kubectl` is told is enforced, and what goes wrong on the way is told.
 #![allow(clippy::float_cmp, reason = "metrics are whole numbers")]
 
+#[path = "cluster/churn.rs"]
+mod churn;
 #[path = "cluster/cold.rs"]
 mod cold;
 #[path = "cluster/control.rs"]
 mod control;
+#[path = "cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster/drain.rs"]
 mod drain;
 #[path = "cluster/enforcement.rs"]

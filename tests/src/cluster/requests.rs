@@ -46,11 +46,11 @@ impl Administrator {
         done.with_context(|| format!("cannot patch pod {namespace}/{name}")).map(drop)
     }
 
-    /// Merges into a policy.
-    pub fn patch_policy(&self, namespace: &str, name: &str, patch: &Value) -> anyhow::Result<()> {
+    /// Merges into a policy; as it is then.
+    pub fn patch_policy(&self, namespace: &str, name: &str, patch: &Value) -> anyhow::Result<Value> {
         let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), namespace);
         let done = self.runtime.block_on(policies.patch(name, &PatchParams::default(), &Patch::Merge(patch)));
-        done.with_context(|| format!("cannot patch policy {namespace}/{name}")).map(drop)
+        Ok(serde_json::to_value(done.with_context(|| format!("cannot patch policy {namespace}/{name}"))?)?)
     }
 
     /// Creates a pod by its object; its UID.

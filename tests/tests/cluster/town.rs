@@ -176,9 +176,27 @@ impl Town {
     /// The chain of `ptp` on a node, with the agent's plugin behind: its pods are enforced when they start.
     #[track_caller]
     pub(crate) fn enforced_chain(&self, node: &Node) -> Chain {
+        self.enforced(node, point_to_point(node).expect("a conflist"))
+    }
+
+    /// The same with fewer addresses: the last of each family ends so.
+    #[track_caller]
+    pub(crate) fn enforced_chain_ending_at(&self, node: &Node, last: [&str; 2]) -> Chain {
+        let mut conflist = point_to_point(node).expect("a conflist");
+        for (family, (last, separator)) in last.into_iter().zip(['.', ':']).enumerate() {
+            let range = &mut conflist["plugins"][0]["ipam"]["ranges"][family][0];
+            let first =
+                range["rangeStart"].as_str().and_then(|first| first.rsplit_once(separator)).expect("an address");
+            range["rangeEnd"] = json!(format!("{}{separator}{last}", first.0));
+        }
+        self.enforced(node, conflist)
+    }
+
+    #[track_caller]
+    fn enforced(&self, node: &Node, conflist: Value) -> Chain {
         let plugins = self.cluster.programs().plugins();
         let plugin = plugin_program().expect("the agent's plugin");
-        let chain = Chain::of(point_to_point(node).expect("a conflist"), &[&plugins]).expect("a chain");
+        let chain = Chain::of(conflist, &[&plugins]).expect("a chain");
         let ours = json!({ "type": "reeve-cni", "socket": node.run_directory().join("cni.sock") });
         chain.then(ours).folder(plugin.parent().expect("it is in a folder"))
     }
@@ -207,6 +225,13 @@ impl Town {
     #[track_caller]
     pub(crate) fn in_force(&self, policy: &str, agents: &[&Agent]) -> Value {
         let object = self.cluster.get(&["networkpolicy", policy, "-n", &self.name]).expect("a policy");
+        Self::active(&object, agents);
+        object
+    }
+
+    /// Waits until the kernel of each of these agents has this version of a policy.
+    #[track_caller]
+    pub(crate) fn active(object: &Value, agents: &[&Agent]) {
         let (uid, generation) = (&object["metadata"]["uid"], &object["metadata"]["generation"]);
         for agent in agents {
             let active = until("the policy to be in force", LONG, || {
@@ -217,7 +242,6 @@ impl Town {
             });
             active.unwrap_or_else(|error| panic!("{error:#}: {object}; the agent's log:\n{}", agent.log()));
         }
-        object
     }
 
     pub(crate) fn agent(&mut self) -> &mut Agent {
