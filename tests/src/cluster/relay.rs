@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::Cluster;
 use crate::lab::Node;
@@ -27,7 +27,7 @@ pub struct Relay {
 struct Shared {
     to: SocketAddr,
     /// What the server may say on one connection.
-    allowance_bytes: AtomicU64,
+    allowance_bytes: watch::Sender<u64>,
     cuts: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ impl Relay {
         let listener = listener.with_context(|| format!("cannot listen on {ADDRESS}"))?;
         listener.set_nonblocking(true)?;
         let to = SocketAddr::new(cluster.address(), ADDRESS.port());
-        let (allowance_bytes, cuts) = (AtomicU64::new(allowance_bytes), AtomicU64::default());
+        let (allowance_bytes, cuts) = (watch::Sender::new(allowance_bytes), AtomicU64::default());
         let shared = Arc::new(Shared { to, allowance_bytes, cuts });
         let (stop, stopped) = oneshot::channel();
         let (netns, theirs) = (node.netns().clone(), Arc::clone(&shared));
@@ -57,9 +57,9 @@ impl Relay {
         ADDRESS
     }
 
-    /// From now on every connection ends after so many bytes of the server's, those that stand included.
+    /// From now on every connection ends after so many bytes of the server's; those that have had them end at once.
     pub fn allow(&self, bytes: u64) {
-        self.shared.allowance_bytes.store(bytes, Ordering::Relaxed);
+        self.shared.allowance_bytes.send_replace(bytes);
     }
 
     /// How many connections were ended in the middle of an answer.
@@ -103,15 +103,20 @@ async fn carry(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let answers = async {
+        let mut allowance_bytes = shared.allowance_bytes.subscribe();
         let mut bytes = vec![0; 16 << 10];
         let mut said_bytes = 0;
         loop {
-            let length = from_server.read(&mut bytes).await?;
-            if length == 0 {
-                return Ok(());
-            }
+            let length = tokio::select! {
+                length = from_server.read(&mut bytes) => match length? {
+                    0 => return Ok(()),
+                    length => length,
+                },
+                // The sender is there for as long as anything is carried.
+                _ = allowance_bytes.changed() => 0,
+            };
             said_bytes += length as u64;
-            if said_bytes > shared.allowance_bytes.load(Ordering::Relaxed) {
+            if said_bytes > *allowance_bytes.borrow_and_update() {
                 shared.cuts.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }

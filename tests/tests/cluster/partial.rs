@@ -1,7 +1,7 @@
 //! Lists that are cut in the middle: what an agent has heard by then changes nothing, and it goes on until it has all.
 
 use reeve_tests::cluster::Relay;
-use reeve_tests::lab::{AgentOptions, Facts, PodSpec, until};
+use reeve_tests::lab::{AgentOptions, Facts, Pod, PodSpec, until};
 use reeve_tests::stage::get;
 use reeve_tests::traffic::NoAnswer;
 use serde_json::{Value, json};
@@ -63,14 +63,10 @@ impl Town {
     }
 }
 
-#[test]
-fn list_of_pods_that_is_cut_again_and_again_changes_nothing_until_one_is_whole() {
-    if skipped() {
-        return;
-    }
-    let mut town = Town::new("partial", Company::Shared);
-    populate(&town);
-    let [web, front, client, guest] = ["web", "front", "client", "guest"].map(|name| town.pod(name));
+/// `web`, which lets `client` in, and `front`, `client`, `guest`; and an agent that reaches the API server by a relay.
+fn shop(town: &mut Town, allowance_bytes: u64) -> ([Pod; 4], Relay) {
+    populate(town);
+    let pods = ["web", "front", "client", "guest"].map(|name| town.pod(name));
     let peers = json!([{ "podSelector": { "matchLabels": { "app": "client" } } }]);
     let policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -79,11 +75,20 @@ fn list_of_pods_that_is_cut_again_and_again_changes_nothing_until_one_is_whole()
     });
     town.cluster.apply(&[policy]).expect("a policy");
     town.cluster.grant(&town.name, &town.name).expect("rights");
-    let relay = Relay::start(&town.cluster, &town.node, SOME_BYTES).expect("a relay");
+    let relay = Relay::start(&town.cluster, &town.node, allowance_bytes).expect("a relay");
     let kubeconfig = town.cluster.kubeconfig_by(&town.name, &town.name, &relay).expect("a kubeconfig");
-
-    // Nothing is in force yet, and nothing comes into force by halves.
     town.spawn_with(AgentOptions { facts: Facts::Kubeconfig(kubeconfig), ..AgentOptions::default() });
+    (pods, relay)
+}
+
+#[test]
+fn list_of_pods_that_is_cut_again_and_again_changes_nothing_until_one_is_whole() {
+    if skipped() {
+        return;
+    }
+    let mut town = Town::new("partial", Company::Shared);
+    let ([web, front, client, guest], relay) = shop(&mut town, SOME_BYTES);
+    // Nothing is in force yet, and nothing comes into force by halves.
     town.becomes_partial(&relay);
     assert_eq!(town.rows(), [0; 6]);
     assert_eq!(town.node.links().expect("links").len(), 0);
@@ -110,6 +115,48 @@ fn list_of_pods_that_is_cut_again_and_again_changes_nothing_until_one_is_whole()
     town.agent().wait_ready().expect("ready");
     town.is_denied(&client, &front, "nobody-to-front");
     as_before(Err(NoAnswer::TimedOut));
+    // Agents of other tests have no use for so many.
+    town.cluster.ask(|administrator| administrator.clear(&town.name)).expect("cleared");
+}
+
+#[test]
+fn pods_that_a_cut_list_lacks_are_not_taken_for_gone_until_one_is_whole() {
+    if skipped() {
+        return;
+    }
+    let mut town = Town::new("relisted", Company::Alone);
+    let ([web, front, client, guest], relay) = shop(&mut town, ALL_BYTES);
+    town.agent().wait_ready().expect("ready");
+    town.is_denied(&guest, &web, "into-web");
+    let lists = town.measures("reeve_watch_lists_total", "pods", |lists| lists >= 1.0);
+    let ghost = town.cluster.get(&["pod", "elsewhere-199", "-n", &town.name]).expect("a pod");
+    let ghost = ghost["metadata"]["uid"].as_str().expect("a UID").to_owned();
+    town.agent().heard_of(&ghost).expect("it is known");
+
+    // The server that comes back does not remember where the agent's watches were, so it lists again.
+    relay.allow(0);
+    town.becomes_unready("pods have not been heard of since");
+    let delete = ["delete", "pod", "elsewhere-199", "-n", &town.name, "--grace-period=0", "--force"];
+    town.cluster.kubectl(&delete).expect("deleted");
+    town.close("front", "nobody-to-front");
+    town.cluster.kill_api_server().expect("killed");
+    town.cluster.start_api_server().expect("an API server");
+    let before = relay.cuts();
+    relay.allow(SOME_BYTES);
+    town.becomes_denied(&client, &front, "nobody-to-front");
+    until("lists to be cut", LONG, || Ok((relay.cuts() >= before + 2).then_some(()))).expect("cuts");
+    let world = town.own().request("GET", "/world").expect("facts").body;
+    assert!(world.contains(&ghost), "whoever a list lacks that is not whole may be there");
+    assert_eq!((get(&client, &web), get(&guest, &web)), (Ok(()), Err(NoAnswer::TimedOut)));
+    assert_eq!(town.measures("reeve_watch_lists_total", "pods", |_| true), lists, "no list was whole");
+
+    relay.allow(ALL_BYTES);
+    town.measures("reeve_watch_lists_total", "pods", |now| now > lists);
+    town.agent().wait_ready().expect("ready");
+    let world = town.own().request("GET", "/world").expect("facts").body;
+    assert!(!world.contains(&ghost), "it is gone");
+    town.is_denied(&guest, &web, "into-web");
+    assert_eq!(get(&client, &web), Ok(()));
     // Agents of other tests have no use for so many.
     town.cluster.ask(|administrator| administrator.clear(&town.name)).expect("cleared");
 }
