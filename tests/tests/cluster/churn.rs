@@ -134,7 +134,7 @@ fn pods_that_come_and_go_ten_in_a_second_are_judged_rightly_at_every_moment() {
             let _ = pause.recv_timeout(NOTICE);
             let leaving = std::mem::take(&mut here);
             let mut leaving = leaving.into_iter();
-            if burst % 4 == 1 {
+            if burst % 8 == 1 {
                 due = submit(Task::Alter);
             }
             for _ in 0..BURST {

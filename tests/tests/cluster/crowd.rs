@@ -23,7 +23,7 @@ use crate::town::{GENEROUS, LONG, Town};
 /// Between two connections of one prober: the machine has other work.
 const PACE: Duration = Duration::from_millis(25);
 /// One of so many connections may begin although an end of it is about to leave.
-const LEAVING_TOO: u8 = 50;
+const LEAVING_TOO: u8 = 200;
 /// Where every pod serves.
 const PORT: u16 = 8080;
 
