@@ -142,6 +142,10 @@ fn leads(from: &Netns, to: SocketAddr) {
 fn check_clients(name: &str, mode: ProxyMode) {
     let mut ports = Ports::new(name, mode);
     let (client, guest) = (ports.town.pod("client"), ports.town.pod("guest"));
+    let spec = PodSpec::new(&ports.town.name, "remote").label("app", "client");
+    let remote = ports.town.cluster.pod(&ports.far, spec).expect("a pod");
+    // As they are told together, whoever knows one address of it knows both.
+    ports.town.own().heard_of(&remote.v6().to_string()).expect("it is known");
     let (anywhere, local) = (ports.service("web", "Cluster"), ports.service("web-local", "Local"));
     let machine = ports.outside.clone();
     for v6 in [false, true] {
@@ -178,7 +182,12 @@ fn check_clients(name: &str, mode: ProxyMode) {
                 assert_eq!(line["source"]["uid"], pod.uid(), "{line}");
             }
             ports.judged("a machine outside is no pod", &machine, asked, outside, false);
+            let line = ports.judged("a pod of the other node", remote.netns(), asked, of(&remote), true);
+            assert_eq!(line["source"]["uid"], remote.uid(), "{line}");
         }
+        // Its own node masks it, so it cannot be told from others that this node masks.
+        let line = ports.judged("masked by its own node", remote.netns(), at(far, anywhere), far, false);
+        assert!(line["flags"].to_string().contains("mayBeMasqueraded"), "{line}");
     }
 }
 
