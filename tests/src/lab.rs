@@ -10,6 +10,7 @@
 mod addressing;
 pub(crate) mod admin;
 mod agent;
+mod build;
 pub mod cni;
 pub mod hierarchies;
 mod ip;

@@ -81,6 +81,16 @@ fn found<T>(what: anyhow::Result<T>) -> Result<(), String> {
     what.map(drop).map_err(|error| format!("{error:#}"))
 }
 
+/// How much of something is wanted: the number in this variable of the environment, where it is set.
+///
+/// # Panics
+///
+/// If it is no number.
+pub fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
+    std::env::var(name)
+        .map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
 /// Says whether the test should return at once, because something is missing; prints `SKIP name: why`.
 ///
 /// # Panics

@@ -174,5 +174,5 @@ pub fn shop(name: &str, mode: Mode) -> (Stage, Pod, Pod, Pod) {
 
 /// What a connection gets, by its socket alone: where there is no agent, or the facts are in no state for the oracle.
 pub fn get(from: &Pod, to: &Pod) -> traffic::Answer {
-    traffic::connect(from.netns(), SocketAddr::new(to.v4(), 8080), PATIENCE)?.exchange(PATIENCE)
+    traffic::tcp_exchange(from.netns(), SocketAddr::new(to.v4(), 8080), PATIENCE)
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here sleeps, and every wait has an end: what a policy denies shows as [`NoAnswer::TimedOut`].
 
+mod datagrams;
 mod icmp;
 mod server;
 mod tcp;
@@ -10,9 +11,10 @@ mod udp;
 use std::io;
 use std::time::Duration;
 
+pub use datagrams::Datagrams;
 pub use icmp::ping;
 pub use server::Server;
-pub use tcp::{Tcp, connect, connect_from};
+pub use tcp::{Tcp, connect, connect_from, tcp_exchange};
 pub use udp::{UdpClient, udp_exchange};
 
 /// How long a test waits before it calls something denied: long against the microseconds that an answer takes.

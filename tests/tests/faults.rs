@@ -35,11 +35,6 @@ fn skipped() -> bool {
     skip_unless(&[Root, Bpf, Netns, Cgroup, Agent])
 }
 
-fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
-    std::env::var(name)
-        .map_or_else(|_| otherwise(), |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
-}
-
 /// The node holds what it held before, and no more.
 #[track_caller]
 fn check_nothing_leaked(node: &Node, before: &Objects) {

@@ -134,8 +134,9 @@ impl Bench {
 
     fn measure(&mut self, sheet: &mut Sheet<'_>, administrator: &Administrator, known: u32) -> anyhow::Result<()> {
         sheet.put(&format!("propagation/memory-{known}"), vec![mib(self.agent.resident_bytes()?)]);
-        let policy =
-            |role: &str| administrator.patch_policy(NAMESPACE, "web-clients", &json!({ "spec": policy(role)["spec"] }));
+        let policy = |role: &str| {
+            administrator.patch_policy(NAMESPACE, "web-clients", &json!({ "spec": policy(role)["spec"] })).map(drop)
+        };
         let label = |role: &str| {
             administrator.patch_pod(NAMESPACE, "client", &json!({ "metadata": { "labels": { "role": role } } }))
         };
@@ -230,11 +231,7 @@ impl Bench {
 
     /// Waits until the agent has heard of a pod.
     fn knows(&self, container: &Container) -> anyhow::Result<()> {
-        let known = until("the agent to know the pod", PATIENCE, || {
-            let facts = self.agent.request("GET", "/world")?.body;
-            Ok(facts.contains(&container.uid).then_some(()))
-        });
-        known.map(drop)
+        self.agent.heard_of(&container.uid)
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, Relay};
 
 /// How long a token is good for: the shortest that the API server gives is ten minutes.
 const TOKEN: &str = "--duration=1h";
@@ -80,10 +80,28 @@ impl Cluster {
 
     /// Writes a kubeconfig with a token of a service account, in place of the one before.
     pub fn kubeconfig(&self, namespace: &str, account: &str) -> anyhow::Result<PathBuf> {
-        let user = json!({ "token": self.token(namespace, account)? });
-        let path = self.directory.join(format!("{namespace}-{account}.kubeconfig"));
+        self.write_kubeconfig(namespace, account, &format!("{namespace}-{account}"), None)
+    }
+
+    /// The same, with another way to the API server.
+    pub fn kubeconfig_by(&self, namespace: &str, account: &str, relay: &Relay) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig(namespace, account, &format!("{namespace}-{account}-relayed"), Some(relay))
+    }
+
+    fn write_kubeconfig(
+        &self,
+        namespace: &str,
+        account: &str,
+        file: &str,
+        by: Option<&Relay>,
+    ) -> anyhow::Result<PathBuf> {
+        let mut config = self.keys.kubeconfig(&json!({ "token": self.token(namespace, account)? }));
+        if let Some(relay) = by {
+            config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", relay.address()));
+        }
+        let path = self.directory.join(format!("{file}.kubeconfig"));
         let unfinished = path.with_extension("new");
-        fs::write(&unfinished, self.keys.kubeconfig(&user).to_string()).context("cannot write a kubeconfig")?;
+        fs::write(&unfinished, config.to_string()).context("cannot write a kubeconfig")?;
         fs::rename(&unfinished, &path).context("cannot rename a kubeconfig")?;
         Ok(path)
     }

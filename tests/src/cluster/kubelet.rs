@@ -31,6 +31,19 @@ impl Cluster {
         Ok(pod)
     }
 
+    /// Many pods of one namespace, each made as by [`Cluster::pod`].
+    pub fn pods(&self, node: &Node, specs: Vec<PodSpec>) -> anyhow::Result<Vec<Pod>> {
+        let namespace = specs.first().map(|spec| spec.namespace.clone()).unwrap_or_default();
+        let objects: Vec<Value> = specs.iter().map(|spec| spec.object(node.name())).collect();
+        let uids = self.ask(|administrator| administrator.create_pods(&namespace, &objects))?;
+        let wired = specs.into_iter().zip(uids).map(|(spec, uid)| node.pod(PodSpec { uid: Some(uid), ..spec }));
+        let pods: Vec<Pod> = wired.collect::<anyhow::Result<_>>()?;
+        let statuses: Vec<(&str, Value)> =
+            pods.iter().map(|pod| (pod.name().1, running(node, pod.addresses()))).collect();
+        self.ask(|administrator| administrator.show_pods(&namespace, &statuses))?;
+        Ok(pods)
+    }
+
     /// A pod that is created and not yet wired: its UID.
     pub fn create_pod(&self, node: &Node, spec: &PodSpec) -> anyhow::Result<String> {
         self.apply(&[spec.object(node.name())])?;

@@ -24,7 +24,11 @@ impl Programs {
     /// The folder that `REEVE_KUBERNETES` names, complete.
     pub fn find(nodes: Nodes) -> anyhow::Result<Self> {
         let folder = env::var_os("REEVE_KUBERNETES").context("REEVE_KUBERNETES names no folder")?;
-        let found = Self { folder: PathBuf::from(folder) };
+        Self::of(PathBuf::from(folder), nodes)
+    }
+
+    fn of(folder: PathBuf, nodes: Nodes) -> anyhow::Result<Self> {
+        let found = Self { folder };
         let more: &[&str] = if nodes == Nodes::Real { &OF_NODES } else { &[] };
         if let Some(name) = NAMES.iter().chain(more).find(|name| !found.path(name).is_file()) {
             bail!(
@@ -54,4 +58,24 @@ impl Programs {
 pub(super) fn chart() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().expect("this package is a directory of the checkout").join("deploy/helm/reeve")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_that_is_missing_is_named() {
+        let folder = env::temp_dir().join(format!("reeve-programs-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("bin")).expect("a directory");
+        for name in NAMES {
+            let error = Programs::of(folder.clone(), Nodes::Played).expect_err("it is not there").to_string();
+            assert!(error.contains(&format!("bin/{name}:")), "{error}");
+            std::fs::write(folder.join("bin").join(name), "").expect("a program");
+        }
+        assert!(Programs::of(folder.clone(), Nodes::Played).is_ok());
+        let error = Programs::of(folder.clone(), Nodes::Real).expect_err("no kubelet").to_string();
+        assert!(error.contains("bin/kube-scheduler:"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
 }

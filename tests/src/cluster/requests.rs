@@ -4,7 +4,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::Value;
@@ -46,16 +46,42 @@ impl Administrator {
         done.with_context(|| format!("cannot patch pod {namespace}/{name}")).map(drop)
     }
 
-    /// Merges into a policy.
-    pub fn patch_policy(&self, namespace: &str, name: &str, patch: &Value) -> anyhow::Result<()> {
+    /// Merges into a policy; as it is then.
+    pub fn patch_policy(&self, namespace: &str, name: &str, patch: &Value) -> anyhow::Result<Value> {
         let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), namespace);
         let done = self.runtime.block_on(policies.patch(name, &PatchParams::default(), &Patch::Merge(patch)));
-        done.with_context(|| format!("cannot patch policy {namespace}/{name}")).map(drop)
+        Ok(serde_json::to_value(done.with_context(|| format!("cannot patch policy {namespace}/{name}"))?)?)
     }
 
     /// Creates a pod by its object; its UID.
     pub fn create_pod(&self, namespace: &str, pod: &Value) -> anyhow::Result<String> {
         self.runtime.block_on(created(&self.client, namespace, pod))?.metadata.uid.context("a pod has a UID")
+    }
+
+    /// Creates pods, many at a time, each by its object; their UIDs, in the same order.
+    pub fn create_pods(&self, namespace: &str, pods: &[Value]) -> anyhow::Result<Vec<String>> {
+        let one = |pod: &Value| {
+            let pod = pod.clone();
+            async move { created(&self.client, namespace, &pod).await?.metadata.uid.context("a pod has a UID") }
+        };
+        self.runtime.block_on(stream::iter(pods.iter().map(one)).buffered(TOGETHER).try_collect())
+    }
+
+    /// Tells what became of pods, many at a time: the name of each with its status.
+    pub fn show_pods(&self, namespace: &str, statuses: &[(&str, Value)]) -> anyhow::Result<()> {
+        let one = |(name, status): &(&str, Value)| {
+            let (name, status) = ((*name).to_owned(), status.clone());
+            async move { shown(&self.client, namespace, &name, &status).await }
+        };
+        let all = stream::iter(statuses.iter().map(one)).buffer_unordered(TOGETHER).try_collect::<Vec<()>>();
+        self.runtime.block_on(all).map(drop)
+    }
+
+    /// Marks a pod to be ended by its kubelet, as whoever does not want it any longer.
+    pub fn mark_pod(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let done = self.runtime.block_on(pods.delete(name, &DeleteParams::default().grace_period(30)));
+        done.with_context(|| format!("cannot mark pod {namespace}/{name}")).map(drop)
     }
 
     /// Deletes a pod as its kubelet does at the end: at once.
@@ -65,19 +91,35 @@ impl Administrator {
         done.with_context(|| format!("cannot delete pod {namespace}/{name}")).map(drop)
     }
 
+    /// Deletes all pods and policies of a namespace, at once.
+    pub fn clear(&self, namespace: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), namespace);
+        let (now, all) = (DeleteParams::default().grace_period(0), ListParams::default());
+        self.runtime.block_on(async {
+            pods.delete_collection(&now, &all).await?;
+            policies.delete_collection(&now, &all).await?;
+            anyhow::Ok(())
+        })
+    }
+
     /// Creates pods that run already: each with its object and its status.
     pub fn create_running(&self, namespace: &str, pods: Vec<(Value, Value)>) -> anyhow::Result<()> {
         let one = |(pod, status): (Value, Value)| async move {
             let made = created(&self.client, namespace, &pod).await?;
             let name = made.metadata.name.context("a pod has a name")?;
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-            let patch = Patch::Merge(serde_json::json!({ "status": status }));
-            api.patch_status(&name, &PatchParams::default(), &patch).await?;
-            anyhow::Ok(())
+            shown(&self.client, namespace, &name, &status).await
         };
         let all = stream::iter(pods.into_iter().map(one)).buffer_unordered(TOGETHER).try_collect::<Vec<()>>();
         self.runtime.block_on(all).map(drop)
     }
+}
+
+async fn shown(client: &Client, namespace: &str, name: &str, status: &Value) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let patch = Patch::Merge(serde_json::json!({ "status": status }));
+    let done = pods.patch_status(name, &PatchParams::default(), &patch).await;
+    done.with_context(|| format!("cannot tell the status of pod {namespace}/{name}")).map(drop)
 }
 
 async fn created(client: &Client, namespace: &str, pod: &Value) -> anyhow::Result<Pod> {

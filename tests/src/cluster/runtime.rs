@@ -56,6 +56,52 @@ impl WiredPod {
         &self.addresses
     }
 
+    /// Makes the network of a pod that the API server has, given with its UID: nobody is told of it yet.
+    ///
+    /// Where a plugin fails, what the others have made is taken back; the error is its [`CniError`](super::CniError).
+    pub fn attach(node: &Node, chain: &Chain, made: &Value) -> anyhow::Result<Self> {
+        let number = SANDBOXES.fetch_add(1, Ordering::Relaxed);
+        let metadata = |field: &str| made["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let sandbox = Sandbox {
+            namespace: metadata("namespace"),
+            name: metadata("name"),
+            uid: metadata("uid"),
+            container: format!("sandbox{number:08}"),
+            ports: host_ports(made),
+        };
+        let netns = node.sandbox(&format!("{}-{number}", sandbox.name))?;
+        let result = match chain.add(node, &netns, &sandbox) {
+            Ok(result) => result,
+            Err(error) => {
+                // A runtime takes back what it can, and tells why there is no pod rather than what is left of it.
+                let _ = chain.delete(node, &netns, &sandbox, &Value::Null);
+                return Err(error);
+            }
+        };
+        let addresses = addresses(&result)?;
+        Ok(Self { netns, node: node.clone(), chain: chain.clone(), sandbox, result, addresses })
+    }
+
+    /// Takes its network away.
+    pub fn detach(&self) -> anyhow::Result<()> {
+        self.chain.delete(&self.node, &self.netns, &self.sandbox, &self.result)
+    }
+
+    /// What its kubelet tells of it: it runs and is ready.
+    pub fn status(&self) -> Value {
+        kubelet::running(&self.node, &self.addresses)
+    }
+
+    /// Its address of a family.
+    ///
+    /// # Panics
+    ///
+    /// If the plugins gave it none.
+    pub fn address(&self, v6: bool) -> IpAddr {
+        let found = self.addresses.iter().find(|address| address.is_ipv6() == v6);
+        *found.expect("the pod has an address of that family")
+    }
+
     /// Asks the plugins whether the attachment is still as they made it.
     pub fn check(&self) -> anyhow::Result<()> {
         self.chain.check(&self.node, &self.netns, &self.sandbox, &self.result)
@@ -71,26 +117,7 @@ impl Cluster {
         let made = self.kubectl_with(&["create", "-f", "-", "-o", "json"], Some(&pod.to_string()))?;
         let made: Value = serde_json::from_str(&made).context("kubectl prints no JSON")?;
         self.bind(node, &made)?;
-        let number = SANDBOXES.fetch_add(1, Ordering::Relaxed);
-        let metadata = |field: &str| made["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let sandbox = Sandbox {
-            namespace: metadata("namespace"),
-            name: metadata("name"),
-            uid: metadata("uid"),
-            container: format!("sandbox{number:08}"),
-            ports: host_ports(&made),
-        };
-        let netns = node.sandbox(&format!("{}-{number}", sandbox.name))?;
-        let result = match chain.add(node, &netns, &sandbox) {
-            Ok(result) => result,
-            Err(error) => {
-                // A runtime takes back what it can, and tells why there is no pod rather than what is left of it.
-                let _ = chain.delete(node, &netns, &sandbox, &Value::Null);
-                return Err(error);
-            }
-        };
-        let addresses = addresses(&result)?;
-        let pod = WiredPod { netns, node: node.clone(), chain: chain.clone(), sandbox, result, addresses };
+        let pod = WiredPod::attach(node, chain, &made)?;
         self.speak_of(&pod, made)?;
         Ok(pod)
     }
@@ -99,7 +126,13 @@ impl Cluster {
     pub fn end_pod(&self, pod: &WiredPod) -> anyhow::Result<()> {
         let Sandbox { namespace, name, .. } = &pod.sandbox;
         self.kubectl(&["delete", "pod", name, "-n", namespace, "--wait=false"])?;
-        pod.chain.delete(&pod.node, &pod.netns, &pod.sandbox, &pod.result)?;
+        self.finish_pod(pod)
+    }
+
+    /// The kubelet's part of a deletion, once somebody has asked for it: detached, and removed by its node.
+    pub fn finish_pod(&self, pod: &WiredPod) -> anyhow::Result<()> {
+        let Sandbox { namespace, name, .. } = &pod.sandbox;
+        pod.detach()?;
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}?gracePeriodSeconds=0");
         self.as_node(&pod.node, &["delete", "--raw", &path], None)
     }
@@ -125,7 +158,7 @@ impl Cluster {
     /// Tells that a pod runs, as its node, which may write its status and not read it.
     fn speak_of(&self, pod: &WiredPod, mut object: Value) -> anyhow::Result<()> {
         object["spec"]["nodeName"] = json!(pod.node.name());
-        object["status"] = kubelet::running(&pod.node, &pod.addresses);
+        object["status"] = pod.status();
         // Binding has made a newer version of it than the one at hand.
         if let Some(metadata) = object["metadata"].as_object_mut() {
             metadata.remove("resourceVersion");

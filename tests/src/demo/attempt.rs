@@ -216,7 +216,7 @@ fn word(allowed: bool) -> &'static str {
 }
 
 /// The enforcement points that the oracle expects to speak: the receiver only if the sender's side lets the packet out.
-fn ends(told: &Explanation) -> Vec<(Direction, &Decision)> {
+pub fn ends(told: &Explanation) -> Vec<(Direction, &Decision)> {
     let mut ends = Vec::new();
     if let Some((_, decision)) = &told.egress {
         ends.push((Direction::Egress, decision));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use reeve_policy::store::{Change, Store};
+use reeve_policy::store::Store;
 use serde_json::{Value, json};
 
 use super::cast::{Cast, NAMESPACES, web_readers};
@@ -17,10 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the agents' account is.
 const SYSTEM: &str = "reeve-system";
-
-/// The kinds of objects that verdicts depend on.
-const KINDS: &str =
-    "nodes,namespaces,pods,networkpolicies.networking.k8s.io,clusternetworkpolicies.policy.networking.k8s.io";
 
 /// Fields are dropped in this order: the agents first, the control plane and its lab last.
 pub(super) struct Kubernetes {
@@ -152,14 +148,7 @@ impl World for Kubernetes {
 
     /// What the API server has, as the oracle reads it.
     fn facts(&self) -> anyhow::Result<Store> {
-        let list = self.cluster.get(&[KINDS, "-A"])?.to_string();
-        let mut store = Store::new(self.nodes[0].name());
-        let objects = reeve_policy::manifest::parse(&list, "kubectl get")
-            .map_err(|problem| anyhow::anyhow!("{}: {}", problem.object, problem.what))?;
-        for object in objects {
-            store.apply(Change::Apply(object));
-        }
-        Ok(store)
+        self.cluster.facts_with(&self.nodes[0], &["clusternetworkpolicies.policy.networking.k8s.io"])
     }
 
     fn give_pci(&self, given: bool) -> anyhow::Result<()> {

@@ -125,6 +125,14 @@ impl Agent {
         answer["revision"].as_u64().with_context(|| format!("no revision in {answer}"))
     }
 
+    /// Waits until the facts that its kernel goes by name this, such as a pod's UID.
+    pub fn heard_of(&self, what: &str) -> anyhow::Result<()> {
+        wait::until("the agent to have heard of it", PATIENCE, || {
+            Ok(self.request("GET", "/world")?.body.contains(what).then_some(()))
+        })
+        .with_context(|| format!("it is {what}"))
+    }
+
     /// The sum of a metric's samples that carry these labels; zero if there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<f64> {
         let stream = self.node.netns().run(|| TcpStream::connect_timeout(&METRICS, PATIENCE))?;

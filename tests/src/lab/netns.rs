@@ -46,6 +46,12 @@ impl Netns {
         Ok(netns)
     }
 
+    /// Takes the namespace's name away, as a runtime does once a pod has ended: with the last process and handle in it,
+    /// it goes.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        ip::run(&["netns", "del", &self.inner.name])
+    }
+
     /// The name that `ip netns` shows.
     pub fn name(&self) -> &str {
         &self.inner.name

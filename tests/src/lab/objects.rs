@@ -44,6 +44,25 @@ impl Node {
     }
 }
 
+impl Node {
+    /// How many rows a map has that the node's agent has pinned, such as `PEERS`.
+    pub fn rows(&self, map: &str) -> anyhow::Result<usize> {
+        let pin = self.bpffs().join("reeve/v1/maps").join(map);
+        Ok(list(&bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?).len())
+    }
+
+    /// The names of the links that its agent has pinned, as [`Objects::pins`] has their paths.
+    pub fn links(&self) -> anyhow::Result<BTreeSet<String>> {
+        let directory = self.bpffs().join("reeve/v1/links");
+        let name = |path: String| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let mut pins = BTreeSet::new();
+        if directory.exists() {
+            walk(&directory, &mut pins)?;
+        }
+        Ok(pins.into_iter().map(name).collect())
+    }
+}
+
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }

@@ -35,6 +35,11 @@ pub fn connect_from(netns: &Netns, local: Option<SocketAddr>, to: SocketAddr, pa
     Ok(Tcp { stream: socket.into(), messages: 0 })
 }
 
+/// One exchange on a connection of its own.
+pub fn tcp_exchange(netns: &Netns, to: SocketAddr, patience: Duration) -> Answer {
+    connect(netns, to, patience)?.exchange(patience)
+}
+
 impl Tcp {
     /// Sends a message and waits for its echo.
     ///

@@ -2,7 +2,6 @@
 
 use reeve_tests::lab::until;
 use reeve_tests::stage::get;
-use serde_json::{Value, json};
 
 use crate::town::{Company, LONG, POLICIES, Town, skipped};
 
@@ -14,11 +13,7 @@ fn agent_that_may_not_list_policies_names_them_and_is_ready_once_it_may() {
     let mut town = Town::new("refused", Company::Shared);
     let (web, front, client) = (town.pod("web"), town.pod("front"), town.pod("client"));
     town.close("web", "nobody-to-web");
-    let mut objects = town.cluster.rights(&town.name, &town.name).expect("rights");
-    let role = objects.iter_mut().find(|object| object["kind"] == "ClusterRole").expect("a role");
-    let of_policies = |rule: &Value| rule["apiGroups"] == json!(["networking.k8s.io"]);
-    role["rules"].as_array_mut().expect("rules").retain(|rule| !of_policies(rule));
-    town.cluster.apply(&objects).expect("rights without policies");
+    town.grant_all_but_policies();
     town.spawn();
     town.becomes_unready(&format!("{POLICIES} cannot be listed: "));
     let problem = until("the problem to be told", LONG, || {

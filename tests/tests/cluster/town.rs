@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
-use reeve_tests::cluster::Cluster;
+use reeve_tests::cluster::{Chain, Cluster, point_to_point};
+use reeve_tests::lab::cni::plugin_program;
 use reeve_tests::lab::{Agent, AgentOptions, Facts, Mode, Node, Pod, PodSpec, Records, until};
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::stage::{RECORD_PATIENCE, get};
@@ -62,6 +63,11 @@ pub(crate) fn skipped() -> bool {
 pub(crate) fn skipped_without_agent() -> bool {
     use Capability::{Cgroup, Kubernetes, Nat, Netns, Root};
     skip_unless(&[Root, Netns, Cgroup, Nat, Kubernetes])
+}
+
+/// Whether a record tells of a judgement at this end, and not of what became of a flow later.
+pub(crate) fn is_judged(line: &Value, direction: &str) -> bool {
+    line["direction"] == direction && (line["event"] == "opened" || line["event"] == "denied")
 }
 
 fn cluster() -> Arc<Cluster> {
@@ -131,17 +137,120 @@ impl Town {
         self.agent().wait_ready().expect("an agent that is ready");
     }
 
+    /// Grants what the chart grants, but for NetworkPolicies.
+    pub(crate) fn grant_all_but_policies(&self) {
+        let mut objects = self.cluster.rights(&self.name, &self.name).expect("rights");
+        let role = objects.iter_mut().find(|object| object["kind"] == "ClusterRole").expect("a role");
+        let of_policies = |rule: &Value| rule["apiGroups"] == json!(["networking.k8s.io"]);
+        role["rules"].as_array_mut().expect("rules").retain(|rule| !of_policies(rule));
+        self.cluster.apply(&objects).expect("rights without policies");
+    }
+
     /// Starts an agent and waits for nothing.
     #[track_caller]
     pub(crate) fn spawn(&mut self) {
-        let facts = Facts::Kubeconfig(self.kubeconfig());
-        let agent = self.node.spawn_agent(AgentOptions { facts, ..AgentOptions::default() }).expect("an agent");
+        self.spawn_with(AgentOptions { facts: Facts::Kubeconfig(self.kubeconfig()), ..AgentOptions::default() });
+    }
+
+    /// The same in another way.
+    #[track_caller]
+    pub(crate) fn spawn_with(&mut self, options: AgentOptions) {
+        let agent = self.node.spawn_agent(options).expect("an agent");
         self.records = Some(agent.records());
         self.agent = Some(agent);
     }
 
+    /// Another node.
+    #[track_caller]
+    pub(crate) fn another_node(&self, suffix: &str) -> Node {
+        self.cluster.node(&format!("{}-{suffix}", self.name), Mode::Routed).expect("a node")
+    }
+
+    /// An agent of another node, which is ready; rights are granted by [`Town::start`].
+    #[track_caller]
+    pub(crate) fn agent_of(&self, node: &Node) -> Agent {
+        let facts = Facts::Kubeconfig(self.kubeconfig());
+        node.start_agent(AgentOptions { facts, ..AgentOptions::default() }).expect("an agent that is ready")
+    }
+
+    /// The chain of `ptp` on a node, with the agent's plugin behind: its pods are enforced when they start.
+    #[track_caller]
+    pub(crate) fn enforced_chain(&self, node: &Node) -> Chain {
+        self.enforced(node, point_to_point(node).expect("a conflist"))
+    }
+
+    /// The same with fewer addresses: the last of each family ends so.
+    #[track_caller]
+    pub(crate) fn enforced_chain_ending_at(&self, node: &Node, last: [&str; 2]) -> Chain {
+        let mut conflist = point_to_point(node).expect("a conflist");
+        for (family, (last, separator)) in last.into_iter().zip(['.', ':']).enumerate() {
+            let range = &mut conflist["plugins"][0]["ipam"]["ranges"][family][0];
+            let first =
+                range["rangeStart"].as_str().and_then(|first| first.rsplit_once(separator)).expect("an address");
+            range["rangeEnd"] = json!(format!("{}{separator}{last}", first.0));
+        }
+        self.enforced(node, conflist)
+    }
+
+    #[track_caller]
+    fn enforced(&self, node: &Node, conflist: Value) -> Chain {
+        let plugins = self.cluster.programs().plugins();
+        let plugin = plugin_program().expect("the agent's plugin");
+        let chain = Chain::of(conflist, &[&plugins]).expect("a chain");
+        let ours = json!({ "type": "reeve-cni", "socket": node.run_directory().join("cni.sock") });
+        chain.then(ours).folder(plugin.parent().expect("it is in a folder"))
+    }
+
+    /// Lets only these peers reach pods of this name, by the policy `into-NAME`; these agents' kernels have it.
+    #[track_caller]
+    pub(crate) fn let_in(&self, pod: &str, peers: &[Value], agents: &[&Agent]) {
+        let spec = json!({
+            "podSelector": { "matchLabels": { "app": pod } }, "policyTypes": ["Ingress"], "ingress": [{ "from": peers }],
+        });
+        self.enforce(&format!("into-{pod}"), &spec, agents);
+    }
+
+    /// Makes or changes a policy, and waits until the kernel of each of these agents has it as it is now.
+    #[track_caller]
+    pub(crate) fn enforce(&self, policy: &str, spec: &Value, agents: &[&Agent]) {
+        let object = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "name": policy, "namespace": self.name }, "spec": spec,
+        });
+        self.cluster.apply(&[object]).expect("a policy");
+        self.in_force(policy, agents);
+    }
+
+    /// Waits until the kernel of each of these agents has a policy as it is now; that policy.
+    #[track_caller]
+    pub(crate) fn in_force(&self, policy: &str, agents: &[&Agent]) -> Value {
+        let object = self.cluster.get(&["networkpolicy", policy, "-n", &self.name]).expect("a policy");
+        Self::active(&object, agents);
+        object
+    }
+
+    /// Waits until the kernel of each of these agents has this version of a policy.
+    #[track_caller]
+    pub(crate) fn active(object: &Value, agents: &[&Agent]) {
+        let (uid, generation) = (&object["metadata"]["uid"], &object["metadata"]["generation"]);
+        for agent in agents {
+            let active = until("the policy to be in force", LONG, || {
+                let all = agent.request("GET", "/policies")?.json()?;
+                let is = |one: &Value| one["uid"] == *uid && one["generation"] == *generation;
+                let found = all.as_array().into_iter().flatten().find(|one| is(one)).cloned().unwrap_or_default();
+                Ok(found["activeAt"].is_string().then_some(()))
+            });
+            active.unwrap_or_else(|error| panic!("{error:#}: {object}; the agent's log:\n{}", agent.log()));
+        }
+    }
+
     pub(crate) fn agent(&mut self) -> &mut Agent {
         self.agent.as_mut().expect("the agent was started")
+    }
+
+    /// The agent, to be asked.
+    pub(crate) fn own(&self) -> &Agent {
+        self.agent.as_ref().expect("the agent was started")
     }
 
     /// Waits until the agent gives this among its reasons not to be ready.

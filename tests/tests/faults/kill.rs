@@ -1,7 +1,8 @@
 //! The agent is killed at random moments, under traffic and in the middle of changes.
 
-use crate::{check_nothing_leaked, number};
+use crate::check_nothing_leaked;
 use fastrand::Rng;
+use reeve_tests::require::number;
 use reeve_tests::stage::counts::{Traffic, counted};
 use reeve_tests::stage::{WEB, get};
 use reeve_tests::traffic::NoAnswer;

@@ -1,7 +1,8 @@
 //! More changes than anybody could take in one by one, and more agents than one.
 
-use crate::{PATIENCE, check_nothing_leaked, metric, number};
+use crate::{PATIENCE, check_nothing_leaked, metric};
 use reeve_tests::lab::{agent_program, until};
+use reeve_tests::require::number;
 use reeve_tests::stage::counts::{Traffic, counted};
 use reeve_tests::stage::{WEB, get};
 use reeve_tests::traffic::NoAnswer;

@@ -2,58 +2,19 @@
 
 use crate::before;
 use crate::drift::pins;
-use crate::hooks::Datagrams;
 use crate::life::{Flow, shop_with};
 use aya::programs::links::{FdLink, PinnedLink};
-use object::{Object, ObjectSection, SectionKind};
-use reeve_tests::lab::{AgentOptions, agent_program, until};
+use reeve_tests::lab::{AgentOptions, until};
 use reeve_tests::stage::{Stage, WEB};
-use reeve_tests::traffic::{PATIENCE, Server, connect};
+use reeve_tests::traffic::{Datagrams, PATIENCE, Server, connect};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The first machine on the switch after the node.
 const OUTSIDE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 18, 0, 2));
-
-/// The same instruction, written otherwise: a small number is put into a whole register, or into its lower half, which
-/// clears the upper one.
-const MOVE_64: u8 = 0xb7;
-const MOVE_32: u8 = 0xb4;
-
-/// The eBPF object as another compiler might have written it: all programs differ, and do the same.
-fn written_otherwise(object: &[u8]) -> Vec<u8> {
-    let mut other = object.to_vec();
-    let file = object::File::parse(object).expect("an object");
-    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-        let (at, length) = section.file_range().expect("a program has code");
-        let code = usize::try_from(at).expect("small")..usize::try_from(at + length).expect("small");
-        for instruction in other[code].chunks_exact_mut(8) {
-            // The second half of a long one begins with 0.
-            let number = i32::from_le_bytes(instruction[4..].try_into().expect("four bytes"));
-            if instruction[0] == MOVE_64 && number >= 0 {
-                instruction[0] = MOVE_32;
-            }
-        }
-    }
-    other
-}
-
-/// The agent's program, built with that object.
-fn another_build(stage: &Stage) -> PathBuf {
-    let object = std::fs::read(std::env::var_os("REEVE_BPF_OBJECT").expect("set")).expect("read");
-    let mut program = std::fs::read(agent_program().expect("a program")).expect("read");
-    let places = (0..program.len() - object.len()).step_by(8);
-    let at = places.into_iter().find(|at| program[*at..].starts_with(&object)).expect("the object is in the program");
-    program[at..at + object.len()].copy_from_slice(&written_otherwise(&object));
-    let path = stage.lab.directory().join("another-agent");
-    std::fs::write(&path, program).expect("written");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
-    path
-}
 
 /// A pinned link: its number, its program's number, and a hash of that program's instructions.
 type Standing = (u32, u32, u64);
@@ -98,7 +59,7 @@ fn agent_of_another_build_takes_over_without_a_gap_and_without_a_wrong_verdict()
         ("out of the node", Datagrams::start(web.netns(), &outside, SocketAddr::new(OUTSIDE, 9003))),
         ("to a process of the node", Datagrams::start(web.netns(), &host, SocketAddr::new(stage.node.v4(), 9005))),
     ];
-    let other = another_build(&stage);
+    let other = stage.lab.another_build().expect("another build");
     let mut before = standing(&stage);
     assert!(before.len() >= 9, "two of each pod's, two of eth0's and the cgroup's: {before:?}");
     for program in [Some(other.clone()), None, Some(other)] {

@@ -153,7 +153,7 @@ impl Town {
 
 /// A TCP connection and one exchange.
 pub(crate) fn ask(from: &Netns, to: SocketAddr) -> Answer {
-    traffic::connect(from, to, PATIENCE)?.exchange(PATIENCE)
+    traffic::tcp_exchange(from, to, PATIENCE)
 }
 
 /// One UDP exchange.

@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::go::{self, Module};
 use super::{plugins, say};
@@ -64,17 +64,7 @@ pub(crate) fn ready(places: &Places, extent: Extent) -> anyhow::Result<PathBuf> 
     let lock = File::create(place.join("lock")).context("cannot make the lock of the Kubernetes programs")?;
     lock.lock().context("cannot take the lock of the Kubernetes programs")?;
 
-    let mut missing = Vec::new();
-    let mut taken = Vec::new();
-    for program in extent.programs() {
-        let (name, path) = (program.0, programs.join(program.0));
-        if let Some(theirs) = given.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file()) {
-            link(&theirs, &path)?;
-            taken.push(name);
-        } else if !path.is_file() || path.is_symlink() {
-            missing.push(program);
-        }
-    }
+    let (taken, missing) = gather(&extent.programs(), given.as_deref(), &programs)?;
     if !missing.is_empty() {
         let go = go::find()?;
         let names: Vec<&str> = missing.iter().map(|program| program.0).collect();
@@ -90,6 +80,28 @@ pub(crate) fn ready(places: &Places, extent: Extent) -> anyhow::Result<PathBuf> 
     say("Kubernetes", &what);
     plugins::ready(&place.join("cni"))?;
     Ok(place)
+}
+
+/// Links what the user's folder has, and tells which programs those are, and which are neither there nor built yet.
+fn gather(
+    wanted: &[Program],
+    given: Option<&Path>,
+    programs: &Path,
+) -> anyhow::Result<(Vec<&'static str>, Vec<Program>)> {
+    if let Some(folder) = given.filter(|folder| !folder.is_dir()) {
+        bail!("{FOLDER} names no folder: {}", folder.display());
+    }
+    let (mut taken, mut missing) = (Vec::new(), Vec::new());
+    for program in wanted {
+        let (name, path) = (program.0, programs.join(program.0));
+        if let Some(theirs) = given.map(|folder| folder.join(name)).filter(|path| path.is_file()) {
+            link(&theirs, &path)?;
+            taken.push(name);
+        } else if !path.is_file() || path.is_symlink() {
+            missing.push(*program);
+        }
+    }
+    Ok((taken, missing))
 }
 
 fn link(to: &Path, path: &Path) -> anyhow::Result<()> {
@@ -113,6 +125,31 @@ fn flags(kubernetes: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_of_the_users_folder_are_taken_and_those_it_lacks_are_named() {
+        let directory = env::temp_dir().join(format!("reeve-xtask-programs-{}", std::process::id()));
+        let (given, programs) = (directory.join("given"), directory.join("bin"));
+        for (folder, names) in [(&given, &["etcd", "kubectl"][..]), (&programs, &["helm"])] {
+            fs::create_dir_all(folder).expect("a directory");
+            for name in names {
+                fs::write(folder.join(name), name).expect("a program");
+            }
+        }
+        // What was linked to a folder that the user names no more is not taken for built.
+        link(&given.join("etcd"), &programs.join("kube-proxy")).expect("a link");
+        let wanted = Extent::ControlPlane.programs();
+        let names = |all: &[Program]| all.iter().map(|program| program.0).collect::<Vec<_>>();
+        let built = ["kube-apiserver", "kube-controller-manager", "kube-proxy"];
+        let (taken, missing) = gather(&wanted, Some(&given), &programs).expect("gathered");
+        assert_eq!((taken, names(&missing)), (vec!["etcd", "kubectl"], built.to_vec()));
+        assert_eq!(fs::read_to_string(programs.join("etcd")).expect("a link"), "etcd");
+        let (taken, missing) = gather(&wanted, None, &programs).expect("gathered");
+        assert_eq!((taken, missing.len()), (vec![], wanted.len() - 1), "only helm is built");
+        let error = gather(&wanted, Some(&directory.join("nowhere")), &programs).expect_err("no folder").to_string();
+        assert!(error.contains("KUBEBUILDER_ASSETS") && error.contains("nowhere"), "{error}");
+        fs::remove_dir_all(&directory).expect("removed");
+    }
 
     #[test]
     fn the_version_goes_into_the_programs() {
