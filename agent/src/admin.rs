@@ -39,6 +39,7 @@ pub(crate) async fn serve(
         .route("/status", get(|shared: State<Shared>| ask(shared, Question::Status)))
         .route("/endpoints", get(|shared: State<Shared>| ask(shared, Question::Endpoints)))
         .route("/problems", get(|shared: State<Shared>| ask(shared, Question::Problems)))
+        .route("/policies", get(|shared: State<Shared>| ask(shared, Question::Policies)))
         .route("/identities", get(|shared: State<Shared>| ask(shared, Question::Identities)))
         .route("/maps", get(|shared: State<Shared>| ask(shared, Question::Maps)))
         .route("/world", get(|shared: State<Shared>| ask(shared, Question::World)))

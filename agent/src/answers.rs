@@ -1,4 +1,4 @@
-//! What the agent says of itself: status, endpoints, identities, maps, problems, facts.
+//! What the agent says of itself: status, endpoints, identities, maps, problems, policies, facts.
 
 use crate::cni::installer;
 use crate::enforcer::{Enforcer, unmapped};
@@ -9,6 +9,7 @@ use reeve_policy::model::Level;
 use reeve_policy::provenance::workload_id;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Instant, SystemTime};
 
 /// What becomes of what a full map has no room for.
 const WHEN_FULL: [(&str, &str); 15] = [
@@ -173,6 +174,16 @@ impl Enforcer {
     /// `GET /problems`.
     pub(crate) fn told_problems(&self) -> Value {
         json!(self.all_problems().collect::<Vec<_>>())
+    }
+
+    /// `GET /policies`: what became of each policy that this node has heard of, as it was last written, in the order of
+    /// group, kind, namespace and name. `state`: `accepted`, `narrowed` or `refused`. `observedAt`: when the agent took it
+    /// up; `compiledAt` and `activeAt`, RFC 3339 as well: nothing before it is so, and `activeAt` never of a kind that is not
+    /// enforced. `problems`: as in `GET /problems`.
+    pub(crate) fn told_policies(&self) -> Value {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let standings = self.standings.look(&self.engine, &self.problems);
+        json!(standings.iter().map(|standing| standing.told(now, wall)).collect::<Vec<_>>())
     }
 
     /// `GET /world`: the facts, for `reeve explain`.

@@ -1,11 +1,12 @@
 //! The chained CNI plugin, and the agent's side of it: a pod does not start before the kernel enforces its policies.
 //!
 //! The plugin (`plugin`, `network`, `failure`, `client`, `peer`) is a short process for each pod, without a runtime of its
-//! own. It announces the pod to the agent (`server`, `waiting`) over a socket, one line of JSON each way. `conflist` and
-//! `installer` put the plugin into the node's configuration.
+//! own. It announces the pod to the agent (`server`, `waiting`) over a socket, one line of JSON each way. `chain`,
+//! `conflist` and `installer` put the plugin into the node's configuration.
 //!
 //! Invariant: ADD succeeds only after a step that left the pod's row and programs in the kernel.
 
+mod chain;
 pub mod client;
 pub mod conflist;
 pub mod failure;

@@ -6,6 +6,7 @@
 use crate::datapath::Mark;
 use reeve_abi::ids::WorkloadId;
 use reeve_flow::record::Flag;
+use reeve_flow::time::Clock;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -25,8 +26,21 @@ pub struct Checkpoint {
     pub marks: BTreeMap<String, Mark>,
     /// Highest revision of the endpoints.
     pub revision: u64,
-    /// Whether a window was being told: its records may be written while its rows are still there.
-    pub telling: bool,
+    /// The window that was being told: its records may be written while its rows are still there.
+    pub telling: Option<Telling>,
+}
+
+/// A window whose records are on their way. Whoever tells its rows again does so with these readings, so that both
+/// records say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Telling {
+    /// The bank that its rows are in: 0 or 1.
+    pub bank: u32,
+    /// When it ended, `CLOCK_MONOTONIC` ns.
+    pub end_ns: u64,
+    /// What turned the kernel's time into moments.
+    pub clock: Clock,
 }
 
 /// What is known of the time before this agent.
@@ -36,8 +50,8 @@ pub struct Missed {
     pub reasons: Vec<String>,
     /// Pods for which it is not proven.
     pub unproven: BTreeSet<WorkloadId>,
-    /// Whether the last agent ended while it told a window.
-    pub telling: bool,
+    /// The window that the last agent ended in the middle of telling.
+    pub telling: Option<Telling>,
 }
 
 impl Missed {
@@ -83,11 +97,11 @@ impl Missed {
         self.reasons.is_empty() && self.unproven.is_empty()
     }
 
-    /// What a reader must know of counts of that time.
-    pub fn flags(&self, subject: WorkloadId) -> Vec<Flag> {
+    /// What a reader must know of counts of that time; `again`: they may have been told already.
+    pub fn flags(&self, subject: WorkloadId, again: bool) -> Vec<Flag> {
         let proven = self.reasons.is_empty() && !self.unproven.contains(&subject);
         let mut flags = vec![if proven { Flag::Backfilled } else { Flag::Unproven }];
-        if self.telling {
+        if again {
             flags.push(Flag::MayRepeat);
         }
         flags
@@ -155,7 +169,7 @@ mod tests {
             ("7-from".to_owned(), Mark { link: 3, program: 9 }),
             ("8-to".to_owned(), Mark { link: 4, program: 9 }),
         ]);
-        Checkpoint { boot: "b".to_owned(), edges: 5, lost: 2, marks, revision: 1, telling: false }
+        Checkpoint { boot: "b".to_owned(), edges: 5, lost: 2, marks, revision: 1, telling: None }
     }
 
     fn subject(hook: &str) -> Option<WorkloadId> {
@@ -169,14 +183,27 @@ mod tests {
         let missed = Missed::between(Some(&checkpoint()), &now, subject);
         assert!(!missed.is_proven());
         assert!(missed.reasons.iter().any(|found| found.contains(reason)), "{reason} is not in {:?}", missed.reasons);
-        assert_eq!(missed.flags(WorkloadId(1)), [Flag::Unproven]);
+        assert_eq!(missed.flags(WorkloadId(1), false), [Flag::Unproven]);
     }
 
     #[test]
     fn what_stands_as_it_stood_is_proven() {
         let missed = Missed::between(Some(&checkpoint()), &checkpoint(), subject);
         assert!(missed.is_proven());
-        assert_eq!(missed.flags(WorkloadId(70)), [Flag::Backfilled]);
+        assert_eq!(missed.flags(WorkloadId(70), false), [Flag::Backfilled]);
+        assert_eq!(missed.flags(WorkloadId(70), true), [Flag::Backfilled, Flag::MayRepeat]);
+        assert_eq!(missed.telling, None);
+    }
+
+    #[test]
+    fn a_window_that_was_being_told_is_known_to_the_next_agent_by_its_very_readings() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("checkpoint.json");
+        let clock = Clock::from_readings(7, reeve_flow::time::Timestamp { unix_ns: 1_769_860_801_123_456_789 });
+        let telling = Some(Telling { bank: 1, end_ns: 123_456_789_012, clock });
+        CheckpointFile::open(&path).write(&Checkpoint { telling, ..checkpoint() }).expect("written");
+        let last = CheckpointFile::open(&path);
+        assert_eq!(Missed::between(last.last(), &checkpoint(), subject).telling, telling);
     }
 
     #[test]
@@ -190,7 +217,7 @@ mod tests {
             },
             "8-to is gone",
         );
-        assert_eq!(Missed::between(None, &checkpoint(), subject).flags(WorkloadId(1)), [Flag::Unproven]);
+        assert_eq!(Missed::between(None, &checkpoint(), subject).flags(WorkloadId(1), false), [Flag::Unproven]);
     }
 
     #[test]
@@ -198,8 +225,8 @@ mod tests {
         let mut now = checkpoint();
         now.marks.insert("7-from".to_owned(), Mark { link: 30, program: 9 });
         let missed = Missed::between(Some(&checkpoint()), &now, subject);
-        assert_eq!(missed.flags(WorkloadId(70)), [Flag::Unproven]);
-        assert_eq!(missed.flags(WorkloadId(80)), [Flag::Backfilled]);
+        assert_eq!(missed.flags(WorkloadId(70), false), [Flag::Unproven]);
+        assert_eq!(missed.flags(WorkloadId(80), false), [Flag::Backfilled]);
     }
 
     #[test]

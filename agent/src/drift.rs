@@ -160,7 +160,7 @@ impl Enforcer {
         let update = self.engine.resume(kernel);
         self.tell(update.entries)?;
         self.carry_out(&update.plan)?;
-        self.active = self.revision();
+        self.activate();
         Ok(())
     }
 

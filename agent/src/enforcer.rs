@@ -16,7 +16,8 @@ mod step;
 pub use interfaces::Scope;
 
 use crate::cni::installer::Complaints;
-use crate::continuity::{CheckpointFile, Missed};
+use crate::cni::waiting::Waiting;
+use crate::continuity::{CheckpointFile, Missed, Telling};
 use crate::datapath::discover::Links;
 use crate::datapath::guard::Guard;
 use crate::datapath::host::HostHook;
@@ -27,6 +28,7 @@ use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Attachments, Loaded};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::standing::Standings;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
 use announced::Announced;
@@ -79,11 +81,15 @@ pub struct Enforcer {
     pub(crate) source: Source,
     pub(crate) announced: Announced,
     pub(crate) fresh: Fresh,
+    /// Those who wait for a pod to be enforced.
+    pub(crate) newcomers: Waiting,
     /// What keeps the CNI plugin from being in use.
     pub(crate) complaints: Complaints,
     pub(crate) local_addresses: BTreeSet<IpAddr>,
     pub(crate) source_problems: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
+    /// What became of each policy.
+    pub(crate) standings: Standings,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
     /// The settings that are to stay.
@@ -146,7 +152,7 @@ pub struct Enforcer {
     /// Revision and lost counts as they were last written down.
     remembered: Option<(u64, u64)>,
     boot: String,
-    telling: bool,
+    telling: Option<Telling>,
     checkpoint_file: CheckpointFile,
 }
 impl Enforcer {

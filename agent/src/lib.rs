@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod records;
 pub mod run;
 pub mod seed;
+mod standing;
 mod sweep;
 pub mod uninstall;
 pub mod upgrade;

@@ -1,8 +1,11 @@
 //! The per-node agent.
 
+use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use reeve_agent::config::{Given, Origins};
+use reeve_agent::uninstall::{self, everywhere, stay};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Enforces network policy on this node and names the decider of every verdict.
 #[derive(Parser)]
@@ -20,7 +23,17 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Takes enforcement off this node: removes pinned links and maps, and the dictionary.
-    Uninstall,
+    Uninstall {
+        /// Stay when it is done, and say so on the port of the metrics, as a pod that ended would be started again.
+        #[arg(long)]
+        stay: bool,
+        /// Do it on every node of a cluster, by pods of this DaemonSet, and wait for them.
+        #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "stay")]
+        daemonset: Option<String>,
+        /// How many seconds to wait for all nodes.
+        #[arg(long, value_name = "SECONDS", default_value_t = 240, requires = "daemonset")]
+        within: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,24 +60,23 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     match arguments.command {
-        Some(Command::Uninstall) => {
-            // An agent that runs would put back what is taken away.
-            let _lock = if config.run_dir.is_dir() { Some(reeve_agent::run::lock(&config)?) } else { None };
-            // First: a plugin without an agent lets no pod start.
-            if let Some(installer) = reeve_agent::cni::installer::Installer::of(&config)? {
-                let (done, complaints) = installer.uninstall();
-                done.iter().for_each(|what| println!("{what}"));
-                complaints.iter().for_each(|(path, what)| eprintln!("warning: {}: {what}", path.display()));
-            }
-            for filter in reeve_agent::datapath::attach::clsact::detach_everywhere()? {
-                println!("removed the clsact filter of {filter}");
-            }
-            for path in reeve_agent::uninstall::uninstall(&config)? {
-                println!("removed {}", path.display());
-            }
-            if reeve_agent::datapath::guard::remove()? {
-                println!("removed table {}", reeve_agent::datapath::guard::TABLE);
-            }
+        Some(Command::Uninstall { daemonset: Some(set), within, .. }) => {
+            let (namespace, name) = set.split_once('/').context("--daemonset is NAMESPACE/NAME")?;
+            let within = Duration::from_secs(within);
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(everywhere::everywhere(
+                config.kubeconfig,
+                namespace,
+                name,
+                within,
+            ))
+        }
+        Some(Command::Uninstall { stay: true, .. }) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stay::stay(config))
+        }
+        Some(Command::Uninstall { .. }) => {
+            let done = uninstall::node(&config)?;
+            done.lines().iter().for_each(|line| println!("{line}"));
+            done.complaints.iter().for_each(|(path, what)| eprintln!("warning: {}: {what}", path.display()));
             Ok(())
         }
         None => {

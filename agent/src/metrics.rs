@@ -2,6 +2,7 @@
 
 use crate::continuity::Missed;
 use crate::enforcer::Enforcer;
+use crate::standing::{Standing, State};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,7 +14,7 @@ use reeve_abi::stats;
 use reeve_flow::record::Flag;
 use reeve_policy::model::Level;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One verdict's labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,6 +84,9 @@ pub struct Metrics {
     pub problems: Family<StateLabels, Gauge>,
     pub identities: Gauge,
     pub policies: Gauge,
+    pub policy_states: Family<StateLabels, Gauge>,
+    pub policy_active_seconds: Histogram,
+    pub policy_waiting_seconds: Gauge<f64, AtomicU64>,
     pub revision: Family<StateLabels, Gauge>,
     pub map_entries: Family<MapLabels, Gauge>,
     pub map_capacity: Family<MapLabels, Gauge>,
@@ -119,6 +123,9 @@ impl Default for Metrics {
             problems: Family::default(),
             identities: Gauge::default(),
             policies: Gauge::default(),
+            policy_states: Family::default(),
+            policy_active_seconds: Histogram::new(buckets()),
+            policy_waiting_seconds: Gauge::default(),
             revision: Family::default(),
             map_entries: Family::default(),
             map_capacity: Family::default(),
@@ -154,6 +161,17 @@ impl Default for Metrics {
         registry.register("problems", "Problems in the input", metrics.problems.clone());
         registry.register("identities", "Identities in use", metrics.identities.clone());
         registry.register("policies", "Policies in force", metrics.policies.clone());
+        registry.register("policy_states", "Policies, by what became of them", metrics.policy_states.clone());
+        registry.register(
+            "policy_active_seconds",
+            "From a policy's being taken up to the kernel",
+            metrics.policy_active_seconds.clone(),
+        );
+        registry.register(
+            "policy_waiting_seconds",
+            "Since when the oldest policy waits to be in force",
+            metrics.policy_waiting_seconds.clone(),
+        );
         registry.register("revision", "Revisions", metrics.revision.clone());
         registry.register("map_entries", "Rows in a map", metrics.map_entries.clone());
         registry.register("map_capacity", "Rows that a map can hold", metrics.map_capacity.clone());
@@ -191,6 +209,19 @@ impl Metrics {
     /// A change took this long to compile.
     pub(crate) fn compiled(&self, took: Duration) {
         self.compile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A policy took this long from being taken up to being in force.
+    pub(crate) fn policy_active(&self, took: Duration) {
+        self.policy_active_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Policies stand like this.
+    pub(crate) fn policies_stand(&self, standings: &[Standing<'_>]) {
+        for one in State::ALL {
+            let count = standings.iter().filter(|standing| standing.state == one).count();
+            self.policy_states.get_or_create(&state(one.name())).set(gauge(count));
+        }
     }
 
     /// An ADD of the CNI plugin was answered in this way.
@@ -275,6 +306,7 @@ impl Metrics {
         let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
         self.identities.set(gauge(identities.len()));
         self.policies.set(gauge(enforcer.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum()));
+        self.policy_waiting_seconds.set(enforcer.standings.waiting(Instant::now()).as_secs_f64());
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.revision.get_or_create(&state("compiled")).set(number(enforcer.revision()));
         self.revision.get_or_create(&state("active")).set(number(enforcer.active));

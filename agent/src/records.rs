@@ -156,6 +156,8 @@ pub struct Counts {
     pub rows: Vec<(EdgeKey, EdgeValue, Vec<Flag>)>,
     /// When the window ended, `CLOCK_MONOTONIC` ns.
     pub end_ns: u64,
+    /// What turns its times into moments.
+    pub clock: Clock,
     /// Told once the records are written, with whether they were.
     pub written: oneshot::Sender<bool>,
 }
@@ -242,8 +244,10 @@ impl Recorder {
                     tell(aggregate::window(&namer, &key, &value, clock.moment(monotonic_ns()), &[]));
                 }
                 Made::Window(counts) => {
+                    let namer = Namer { clock: counts.clock, ..namer };
+                    let end = counts.clock.moment(counts.end_ns);
                     for (key, value, flags) in &counts.rows {
-                        tell(aggregate::window(&namer, key, value, clock.moment(counts.end_ns), flags));
+                        tell(aggregate::window(&namer, key, value, end, flags));
                     }
                     windows.push(counts.written);
                 }
@@ -297,7 +301,7 @@ fn decider_label(decision: &RecordedDecision) -> String {
 }
 
 /// From the kernel's clock to the wall's, as both stand now.
-fn clock() -> Clock {
+pub fn clock() -> Clock {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Clock::from_readings(monotonic_ns(), Timestamp { unix_ns: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) })
 }

@@ -2,7 +2,6 @@
 
 use crate::admin;
 use crate::cni::installer::Installer;
-use crate::cni::waiting::Waiting;
 use crate::cni::{Answer, Request, server};
 use crate::config::Config;
 use crate::enforcer::{Enforcer, Scope};
@@ -33,6 +32,8 @@ pub enum Question {
     Endpoints,
     /// What cannot be honoured.
     Problems,
+    /// What became of each policy.
+    Policies,
     /// The facts.
     World,
     /// What addresses are seen as.
@@ -124,14 +125,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let mut looked = tokio::time::Instant::now();
     let mut untidied = None;
-    let mut newcomers = Waiting::default();
     loop {
         let patience = if enforcer.waiting.is_empty() && enforcer.settled() && !enforcer.fresh.left {
             LOOK_ANYWAY
         } else {
             LOOK_AGAIN
         };
-        let look_at = newcomers.deadline().map_or(looked + patience, |end| (looked + patience).min(end.into()));
+        let look_at =
+            enforcer.newcomers.deadline().map_or(looked + patience, |end| (looked + patience).min(end.into()));
         let first = tokio::select! {
             // From the last look on: questions that keep coming must not put it off.
             () = tokio::time::sleep_until(look_at) => None,
@@ -177,7 +178,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
         for (request, answer) in announced {
-            look |= newcomers.take(&mut enforcer, *request, answer).await;
+            look |= enforcer.asked(*request, answer).await;
         }
         let begun = Instant::now();
         let mut scope = std::mem::take(&mut *heard.lock().expect("nobody panics while hearing"));
@@ -190,7 +191,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             enforcer.step(&scope).await;
             looked = tokio::time::Instant::now();
         }
-        newcomers.answer(&mut enforcer);
+        enforcer.answer_newcomers();
         for (question, answer) in asked {
             // Who asked may have gone.
             let _ = answer.send(reply(&enforcer, question, &started_at, begun));
@@ -237,6 +238,7 @@ fn reply(enforcer: &Enforcer, question: Question, started_at: &str, begun: Insta
         Question::Status => enforcer.status(started_at),
         Question::Endpoints => enforcer.endpoints(),
         Question::Problems => enforcer.told_problems(),
+        Question::Policies => enforcer.told_policies(),
         Question::World => enforcer.facts(),
         Question::Identities => enforcer.identities(),
         Question::Maps => enforcer.told_maps(),

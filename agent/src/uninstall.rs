@@ -1,10 +1,15 @@
 //! Takes enforcement off this node: the only thing that does. Removes what the agent made, by name, and nothing else.
 
+pub mod everywhere;
+pub mod stay;
+
 use crate::cni::SOCKET;
+use crate::cni::installer::Installer;
 use crate::config::Config;
 use crate::datapath::attach;
 use crate::datapath::maps::PINNED;
 use crate::datapath::uplinks;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +22,39 @@ pub struct UninstallError {
     /// Why.
     #[source]
     pub source: io::Error,
+}
+
+/// What was taken off a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    lines: Vec<String>,
+    /// What could not be, a file and a clause each.
+    pub complaints: BTreeMap<PathBuf, String>,
+}
+
+impl Done {
+    /// What was done, a line each.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+}
+
+/// Takes everything off this node: the CNI plugin, enforcement, and what is on disk.
+pub fn node(config: &Config) -> anyhow::Result<Done> {
+    // An agent that runs would put back what is taken away.
+    let _lock = if config.run_dir.is_dir() { Some(crate::run::lock(config)?) } else { None };
+    let mut done = Done::default();
+    // First: a plugin without an agent lets no pod start.
+    if let Some(installer) = Installer::of(config)? {
+        (done.lines, done.complaints) = installer.uninstall();
+    }
+    let filters = attach::clsact::detach_everywhere()?;
+    done.lines.extend(filters.iter().map(|filter| format!("removed the clsact filter of {filter}")));
+    done.lines.extend(uninstall(config)?.iter().map(|path| format!("removed {}", path.display())));
+    if crate::datapath::guard::remove()? {
+        done.lines.push(format!("removed table {}", crate::datapath::guard::TABLE));
+    }
+    Ok(done)
 }
 
 /// Removes links first (enforcement ends), then maps, then the state. Returns what was removed.

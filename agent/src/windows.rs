@@ -3,11 +3,11 @@
 //! Invariant: a row is deleted only when its record has been written, so an agent that dies tells it again rather than
 //! never. Nothing waits for a sink: while one is slow, counts add up in the kernel.
 
-use crate::continuity::Missed;
+use crate::continuity::{self, Missed};
 use crate::datapath::grace::grace;
 use crate::enforcer::Enforcer;
 use crate::metrics::Metrics;
-use crate::records::{Counts, Made, monotonic_ns};
+use crate::records::{Counts, Made, clock, monotonic_ns};
 use reeve_abi::config::Config;
 use reeve_abi::edge::{EDGE_BANK, EdgeKey, EdgeValue};
 use reeve_abi::stats;
@@ -139,14 +139,28 @@ impl Windows {
         };
         let (edges, overflow) = (of_bank(edges), of_bank(overflow));
         let mut owed = std::mem::take(&mut self.owed);
+        let upgraded = !enforcer.unplaced.is_empty();
         owed.append(&mut enforcer.unplaced);
         let mut sums = aggregate::merged(edges.iter().chain(&overflow).chain(&owed).copied());
         self.owed = aggregate::owed(&mut sums);
-        let flags = |key: &EdgeKey| self.missed.as_ref().map_or_else(Vec::new, |missed| missed.flags(key.subject));
+        let mut telling = continuity::Telling { bank: bank / EDGE_BANK, end_ns: monotonic_ns(), clock: clock() };
+        let interrupted = self.missed.as_ref().and_then(|missed| missed.telling);
+        let again = match interrupted {
+            // The same words as the first time, so that whoever reads both knows them for one.
+            Some(first) if left_over && first.bank == telling.bank => {
+                telling = first;
+                true
+            }
+            // What another layout of maps had counted comes in one sum, whichever bank it was in.
+            Some(_) => upgraded,
+            None => false,
+        };
+        let flags =
+            |key: &EdgeKey| self.missed.as_ref().map_or_else(Vec::new, |missed| missed.flags(key.subject, again));
         let rows: Vec<(EdgeKey, EdgeValue, Vec<Flag>)> =
             sums.into_iter().map(|(key, value)| (key, value, flags(&key))).collect();
         if !rows.is_empty()
-            && let Err(error) = enforcer.checkpoint(true)
+            && let Err(error) = enforcer.checkpoint(Some(telling))
         {
             // Nothing of it is told: the rows stay, and so does what was owed. Not at once again.
             self.owed = owed;
@@ -155,7 +169,7 @@ impl Windows {
         }
         self.metrics.window_ended(cause.name(), &rows);
         let (told, written) = oneshot::channel();
-        let counts = Counts { rows, end_ns: monotonic_ns(), written: told };
+        let counts = Counts { rows, end_ns: telling.end_ns, clock: telling.clock, written: told };
         // The recorder ends with the process: then nobody is there to be told, and the rows stay.
         let _ = self.made.send(Made::Window(counts));
         let keys = |rows: Vec<(EdgeKey, EdgeValue)>| rows.into_iter().map(|(key, _)| key).collect();
@@ -189,7 +203,7 @@ impl Windows {
         let maps = &enforcer.loaded.maps;
         maps.edges.delete_many(&telling.edges)?;
         maps.overflow.delete_many(&telling.overflow)?;
-        enforcer.checkpoint(false)?;
+        enforcer.checkpoint(None)?;
         match telling.again {
             Some(cause) => self.end(enforcer, cause),
             None => {

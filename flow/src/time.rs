@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 }
 
 /// Turns the kernel's `CLOCK_MONOTONIC` into moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
     /// The moment at which the kernel's clock stood at 0.
     origin: Timestamp,

@@ -7,7 +7,7 @@ use crate::limits::{self, Limits, Refused};
 use crate::model::{Problem, World};
 use crate::plan::{self, Op, transition};
 use crate::provenance::{Dictionary, DictionaryEntry};
-use crate::store::{Change, Store, Touched};
+use crate::store::{Change, ObjectKey, Store, Touched};
 use reeve_abi::ids::{IdentityId, Revision, WorkloadId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,6 +176,11 @@ impl Engine {
     /// The facts that hold now; policies that are refused are closed in it.
     pub fn world(&self) -> &World {
         self.honoured.as_ref().unwrap_or_else(|| self.store.world())
+    }
+
+    /// Whether this object counts as a fact: one of a kind that is of no concern, or not enforced, does not.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        self.store.holds(key)
     }
 
     /// What staged policies would decide for this node's endpoints.

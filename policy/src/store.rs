@@ -135,6 +135,11 @@ impl Store {
         &self.world
     }
 
+    /// Whether this object counts as a fact: one of a kind that is of no concern, or not enforced, does not.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        self.facts.contains_key(key)
+    }
+
     /// Takes one change and says what it has altered; nothing, if it states what is known already.
     pub fn apply(&mut self, change: Change) -> Vec<Touched> {
         match change {

@@ -15,6 +15,7 @@ pub mod measure;
 pub mod offload;
 pub mod path;
 pub mod policies;
+pub mod propagation;
 pub mod records;
 pub mod report;
 pub mod rounds;
@@ -41,7 +42,7 @@ pub struct Area {
 }
 
 /// All areas, in the order in which they run.
-pub const AREAS: [Area; 8] = [
+pub const AREAS: [Area; 9] = [
     Area { name: "program", measures: datapath::measures, run: datapath::run },
     Area { name: "flows", measures: flows::measures, run: flows::run },
     Area { name: "engine", measures: engine::measures, run: engine::run },
@@ -49,6 +50,7 @@ pub const AREAS: [Area; 8] = [
     Area { name: "rivals", measures: path::rivals, run: path::run_rivals },
     Area { name: "agent", measures: agent::measures, run: agent::run },
     Area { name: "records", measures: records::measures, run: records::run },
+    Area { name: "propagation", measures: propagation::measures, run: propagation::run },
     Area { name: "growth", measures: growth::measures, run: growth::run },
 ];
 

@@ -1,18 +1,22 @@
 //! A control plane of real Kubernetes programs beside a lab's nodes: etcd, an API server and its controllers.
 //!
 //! They run in a namespace of their own on the lab's switch, so that every node reaches the API server by one address.
-//! Scheduler and kubelets are played by the lab: it says where a pod runs, wires it, and tells the API server so.
+//! Scheduler and kubelets are played by the lab: it says where a pod runs, wires it, and tells the API server so. Or they
+//! are real, too: then nodes are [`Machine`]s, whose pods are containers.
 //!
 //! Invariant: whoever asks the API server or is asked by it is a program of Kubernetes or an agent, never a stand-in.
 
 mod audit;
 mod client;
 mod cni;
+mod containers;
 mod control;
 mod keys;
 mod kubelet;
+mod machine;
 mod programs;
 mod proxy;
+mod requests;
 mod rights;
 mod runtime;
 
@@ -29,13 +33,25 @@ use keys::Keys;
 
 pub use audit::Call;
 pub use cni::{Chain, CniError, Sandbox, bridged, point_to_point, port_mapping};
+pub use containers::Containers;
+pub use machine::{Machine, Plan};
 pub use programs::Programs;
 pub use proxy::{Proxy, ProxyMode};
+pub use requests::Administrator;
 pub use rights::Rule;
 pub use runtime::WiredPod;
 
 /// Longest wait for the API server: a busy machine takes its time to start it.
 const START_PATIENCE: Duration = Duration::from_mins(2);
+
+/// Who plays kubelet and scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    /// The lab.
+    Played,
+    /// Programs of Kubernetes, on every [`Machine`].
+    Real,
+}
 
 /// A control plane and its lab; dropped, both are gone.
 pub struct Cluster {
@@ -48,6 +64,7 @@ pub struct Cluster {
     netns: Netns,
     etcd: Mutex<Option<Child>>,
     manager: Mutex<Option<Child>>,
+    scheduler: Mutex<Option<Child>>,
     api: Mutex<Option<Child>>,
     /// The lab: nodes are made by [`Cluster::node`].
     pub lab: Lab,
@@ -56,15 +73,21 @@ pub struct Cluster {
 impl Cluster {
     /// A control plane that answers, and a lab without nodes, named after the test.
     pub fn start(name: &str) -> anyhow::Result<Self> {
-        let programs = Programs::find()?;
+        Self::start_for(name, Nodes::Played)
+    }
+
+    /// The same, for either kind of nodes.
+    pub fn start_for(name: &str, nodes: Nodes) -> anyhow::Result<Self> {
+        let programs = Programs::find(nodes)?;
         let lab = Lab::joined(name, Network::Flat)?;
         let (netns, address) = lab.machine("control")?;
         let directory = lab.directory().join("control");
         let keys = Keys::make(&directory.join("keys"), address)?;
         let etcd = control::etcd(&lab, &netns, &programs, &directory)?;
         let api = control::api_server(&lab, &netns, &programs, &directory, &keys, address)?;
-        let (etcd, api, manager) = (Mutex::new(Some(etcd)), Mutex::new(Some(api)), Mutex::default());
-        let cluster = Self { programs, keys, address, directory, netns, etcd, manager, api, lab };
+        let (etcd, api) = (Mutex::new(Some(etcd)), Mutex::new(Some(api)));
+        let (manager, scheduler) = (Mutex::default(), Mutex::default());
+        let cluster = Self { programs, keys, address, directory, netns, etcd, manager, scheduler, api, lab };
         cluster.wait_ready()?;
         // It ends where it finds no rights, and a new API server has none before it is ready.
         let manager = control::controller_manager(
@@ -73,8 +96,14 @@ impl Cluster {
             &cluster.programs,
             &cluster.directory,
             &cluster.keys,
+            nodes,
         )?;
         *cluster.manager.lock().expect("nobody else has it yet") = Some(manager);
+        if nodes == Nodes::Real {
+            let Self { lab, netns, programs, directory, keys, .. } = &cluster;
+            let scheduler = control::scheduler(lab, netns, programs, directory, keys)?;
+            *cluster.scheduler.lock().expect("nobody else has it yet") = Some(scheduler);
+        }
         Ok(cluster)
     }
 
@@ -140,7 +169,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for process in [&self.api, &self.manager, &self.etcd] {
+        for process in [&self.api, &self.manager, &self.scheduler, &self.etcd] {
             if let Err(error) = end(process) {
                 eprintln!("a program of the control plane may go on: {error:#}");
             }

@@ -11,6 +11,7 @@ mod addressing;
 pub(crate) mod admin;
 mod agent;
 pub mod cni;
+pub mod hierarchies;
 mod ip;
 mod manifests;
 mod metrics;

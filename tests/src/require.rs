@@ -23,6 +23,8 @@ pub enum Capability {
     Kubernetes,
     /// The reference CNI plugins are installed.
     Plugins,
+    /// A container runtime, programs of Kubernetes for nodes and images are where variables of the environment say.
+    Containers,
 }
 
 impl Capability {
@@ -37,6 +39,7 @@ impl Capability {
             Self::Agent => "agent",
             Self::Kubernetes => "kubernetes",
             Self::Plugins => "plugins",
+            Self::Containers => "containers",
         }
     }
 }
@@ -59,15 +62,23 @@ pub fn available(capability: Capability) -> Result<(), String> {
             Ok(()) => Ok(()),
             Err(missing) => Err(format!("{missing} is not installed")),
         },
-        Capability::Cgroup => crate::lab::own_cgroup().map(drop).map_err(|error| format!("{error:#}")),
-        Capability::Kubernetes => crate::cluster::Programs::find().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Cgroup => found(crate::lab::own_cgroup()),
+        Capability::Kubernetes => found(crate::cluster::Programs::find(crate::cluster::Nodes::Played)),
+        Capability::Containers => {
+            found(crate::cluster::Programs::find(crate::cluster::Nodes::Real))?;
+            found(crate::cluster::Containers::find())
+        }
         Capability::Plugins => {
             let all = ["ptp", "bridge", "host-local"];
             let missing = all.iter().find(|name| !std::path::Path::new(crate::lab::cni::PLUGINS).join(name).is_file());
             missing.map_or(Ok(()), |name| Err(format!("{}/{name} is not installed", crate::lab::cni::PLUGINS)))
         }
-        Capability::Agent => crate::lab::agent_program().map(drop).map_err(|error| format!("{error:#}")),
+        Capability::Agent => found(crate::lab::agent_program()),
     }
+}
+
+fn found<T>(what: anyhow::Result<T>) -> Result<(), String> {
+    what.map(drop).map_err(|error| format!("{error:#}"))
 }
 
 /// Says whether the test should return at once, because something is missing; prints `SKIP name: why`.

@@ -7,6 +7,10 @@ mod control;
 mod enforcement;
 #[path = "cluster/kinds.rs"]
 mod kinds;
+#[path = "cluster/lives.rs"]
+mod lives;
+#[path = "cluster/manifests.rs"]
+mod manifests;
 #[path = "cluster/outage.rs"]
 mod outage;
 #[path = "cluster/plugins.rs"]

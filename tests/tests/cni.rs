@@ -348,9 +348,12 @@ fn agent_installs_the_plugin_follows_the_configuration_and_uninstall_leaves_it_a
         std::fs::create_dir(place).expect("made");
     }
     let path = places[0].join("10-lab.conflist");
-    let list = |kind: &str| json!({ "cniVersion": "1.0.0", "name": "lab", "plugins": [{ "type": kind }], "own": [1] });
-    let write = |list: &Value| std::fs::write(&path, list.to_string()).expect("written");
-    write(&list("ptp"));
+    // As no program would write it.
+    let text =
+        "{'name':'lab' ,\r\n\t'plugins': [\r\n\t\t{ 'type': 'KIND' }\r\n\t], 'own':[1],\n'cniVersion': '1.0.0'}\n\n";
+    let list = |kind: &str| text.replace('\'', "\"").replace("KIND", kind);
+    let write = |list: String| std::fs::write(&path, list).expect("written");
+    write(list("ptp"));
     let [conf, bin] = places.each_ref().map(|place| place.to_str().expect("text").to_owned());
     let directories = ["--cni-conf-dir".to_owned(), conf, "--cni-bin-dir".to_owned(), bin];
     stage.start_with(AgentOptions { arguments: directories.to_vec(), ..AgentOptions::default() });
@@ -363,7 +366,7 @@ fn agent_installs_the_plugin_follows_the_configuration_and_uninstall_leaves_it_a
     let found = has("ptp").expect("put in at the start");
     assert_eq!(found["plugins"][1]["socket"], json!(stage.node.run_directory().join("cni.sock")));
     assert!(places[1].join("reeve-cni").is_file());
-    write(&list("bridge"));
+    write(list("bridge"));
     has("bridge").expect("put in again when another has written the file");
     // What cannot be read is named, and stays.
     std::fs::write(places[0].join("00-broken.conflist"), "{").expect("written");
@@ -386,6 +389,6 @@ fn agent_installs_the_plugin_follows_the_configuration_and_uninstall_leaves_it_a
     uninstall.arg("--run-dir").arg(stage.node.run_directory()).arg("--state-dir").arg(stage.node.state_directory());
     let done = stage.node.netns().run(|| uninstall.output()).expect("entered").expect("ran");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert_eq!(configuration(&path).expect("read"), list("bridge"));
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), list("bridge"), "byte for byte");
     assert!(!places[1].join("reeve-cni").exists());
 }

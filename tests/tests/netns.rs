@@ -35,6 +35,8 @@ mod reach;
 mod room;
 #[path = "netns/staged.rs"]
 mod staged;
+#[path = "netns/standing.rs"]
+mod standing;
 #[path = "netns/upgrade.rs"]
 mod upgrade;
 #[path = "netns/windows.rs"]

@@ -22,22 +22,18 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The programs of the agent's package, and where they are in the image.
 const PROGRAMS: [&str; 2] = ["reeve-agent", "reeve-cni"];
 
+/// What the daemonset tier's pods run, and the image that it is in.
+const POD: (&str, &str) = ("reeve-pod", "localhost/reeve-pod:test");
+
 /// Builds it; where the archive is.
 pub(crate) fn build(places: &Places, tag: Option<&str>) -> anyhow::Result<PathBuf> {
     setup::need("nft", "nftables")?;
     setup::need("strip", "binutils")?;
     compile::bpf_object(places)?;
-    let mut cargo = compile::cargo_with_object(places);
-    cargo.args(["build", "--release", "--bins", "-p", "reeve-agent", "--target", TARGET, "--target-dir"]);
-    cargo.arg(places.target.join("static")).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    process::run(&mut cargo)?;
-    let built = places.target.join("static").join(TARGET).join("release");
+    let built = build_static(places, &["reeve-agent"])?;
     let mut layer = Layer::default();
     for name in PROGRAMS {
-        let path = built.join(name);
-        if path.exists() {
-            layer.program(&format!("/{name}"), stripped(&path)?);
-        }
+        layer.program(&format!("/{name}"), stripped(&built.join(name))?);
     }
     let nft = process::in_path("nft").context("nft is not in PATH")?;
     layer.program("/usr/sbin/nft", stripped(&nft)?);
@@ -48,10 +44,36 @@ pub(crate) fn build(places: &Places, tag: Option<&str>) -> anyhow::Result<PathBu
     let version = env!("CARGO_PKG_VERSION");
     let tag = tag.map_or_else(|| format!("localhost/reeve:{version}"), str::to_owned);
     let image = Image { tag: &tag, entrypoint: "/reeve-agent", environment: &["PATH=/usr/sbin"], version };
+    write(places, "reeve", &image, &layer)
+}
+
+/// Builds the image of the daemonset tier's pods; where the archive is.
+pub(crate) fn pod(places: &Places) -> anyhow::Result<PathBuf> {
+    let (name, tag) = POD;
+    let built = build_static(places, &[name])?;
+    let mut layer = Layer::default();
+    layer.program(&format!("/{name}"), stripped(&built.join(name))?);
+    let entrypoint = format!("/{name}");
+    write(places, "pod", &Image { tag, entrypoint: &entrypoint, environment: &[], version: "test" }, &layer)
+}
+
+/// Builds the programs of packages without shared libraries; the folder that they are in.
+fn build_static(places: &Places, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let mut cargo = compile::cargo_with_object(places);
+    cargo.args(["build", "--release", "--bins", "--target", TARGET, "--target-dir"]);
+    cargo.arg(places.target.join("static")).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    for package in packages {
+        cargo.args(["-p", package]);
+    }
+    process::run(&mut cargo)?;
+    Ok(places.target.join("static").join(TARGET).join("release"))
+}
+
+fn write(places: &Places, name: &str, image: &Image<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
     let place = places.target.join("image");
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-    let path = place.join("reeve.tar");
-    fs::write(&path, image.archive(&layer)?).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("{tag}: {} KiB", fs::metadata(&path)?.len() / 1024);
+    let path = place.join(name).with_extension("tar");
+    fs::write(&path, image.archive(layer)?).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("{}: {} KiB", image.tag, fs::metadata(&path)?.len() / 1024);
     Ok(path)
 }

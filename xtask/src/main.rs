@@ -6,6 +6,7 @@ mod fuzz;
 mod image;
 mod kernels;
 mod lint;
+mod manifests;
 mod mutants;
 mod places;
 mod process;
@@ -60,9 +61,11 @@ enum Command {
         #[arg(long, value_name = "NAME:TAG")]
         tag: Option<String>,
     },
-    /// Run the tests: one tier, or all in order with the fast ones first, but not on other kernels.
+    /// Write `deploy/manifests` from the chart, for those who install without Helm.
+    Manifests,
+    /// Run the tests: one tier, or all in order with the fast ones first, but not those that take long.
     Test {
-        /// Which tier; without it all but `kernels`.
+        /// Which tier; without it all but `daemonset`, `faults` and `kernels`.
         tier: Option<Tier>,
         /// How many random worlds the judges look at.
         #[arg(long, value_name = "N")]
@@ -127,6 +130,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             compile::everything(&places, profile)?;
         }
         Command::Image { tag } => println!("{}", image::build(&places, tag.as_deref())?.display()),
+        Command::Manifests => manifests::write(&places)?,
         Command::Test { tier, worlds, seed, arguments } => {
             let judges = JudgeOptions { worlds: *worlds, seed: *seed };
             return tiers::run(&places, *tier, judges, arguments);

@@ -1,7 +1,9 @@
 //! Installs or builds what is missing, each command only the part that it needs, and says what it chose.
 
 mod compiler;
+mod containerd;
 mod emulator;
+mod go;
 mod kubernetes;
 mod linker;
 mod packages;
@@ -17,8 +19,9 @@ use crate::places::Places;
 use crate::process;
 
 pub(crate) use compiler::Compiler;
+pub(crate) use containerd::ready as containerd;
 pub(crate) use emulator::{EMULATOR, emulator};
-pub(crate) use kubernetes::ready as kubernetes;
+pub(crate) use kubernetes::{Extent, ready as kubernetes};
 pub(crate) use linker::Linker;
 pub(crate) use packages::need;
 pub(crate) use suites::{Archive, Suites};
@@ -35,7 +38,7 @@ pub(crate) struct BpfTools {
 pub(crate) fn everything(places: &Places) -> anyhow::Result<()> {
     bpf_tools(places)?;
     lab()?;
-    kubernetes(places).map(drop)
+    kubernetes(places, Extent::ControlPlane).map(drop)
 }
 
 /// A compiler and a linker for the eBPF crate; needs root only to install what is missing.

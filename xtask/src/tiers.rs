@@ -9,10 +9,11 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use crate::compile::{self, Profile};
+use crate::image;
 use crate::kernels;
 use crate::places::Places;
 use crate::process;
-use crate::setup;
+use crate::setup::{self, Extent};
 
 pub(crate) use count::Count;
 
@@ -29,6 +30,9 @@ pub(crate) enum Tier {
     Judges,
     /// A real API server, watched by agents; needs root, and Go to build Kubernetes once.
     Cluster,
+    /// A whole cluster of nodes with kubelets and containers, and the chart in it; needs root, and Go to build Kubernetes and
+    /// containerd once.
+    Daemonset,
     /// What breaks under traffic, with every datagram accounted for, a few minutes long; needs root. Only when asked for.
     Faults,
     /// The kernel tier and some real traffic on other kernels, emulated; only when asked for by name.
@@ -55,6 +59,7 @@ impl Tier {
             Self::Faults => &["faults"],
             Self::Judges => &["judges", "histories"],
             Self::Cluster => &["cluster"],
+            Self::Daemonset => &["daemonset"],
             // Those of other tiers.
             Self::Kernels => &["kernel", "netns"],
         }
@@ -75,7 +80,7 @@ pub(crate) fn run(
         }
         run_tier(places, tier, judges, arguments, &mut total)?;
     } else {
-        let asked_for = [Tier::Kernels, Tier::Faults];
+        let asked_for = [Tier::Kernels, Tier::Faults, Tier::Daemonset];
         for tier in Tier::value_variants().iter().filter(|tier| !asked_for.contains(tier)) {
             if *tier == Tier::Unit || !present(places, *tier).is_empty() {
                 run_tier(places, *tier, judges, arguments, &mut total)?;
@@ -122,13 +127,20 @@ fn run_tier(
     setup::need_root("tests of this tier load eBPF programs or make network namespaces")?;
     setup::lab()?;
     compile::bpf_object(places)?;
-    if matches!(tier, Tier::Netns | Tier::Faults | Tier::Cluster) {
+    if matches!(tier, Tier::Netns | Tier::Faults | Tier::Cluster | Tier::Daemonset) {
         compile::programs(places, Profile::Dev, &["reeve-agent", "reeve", "reeve-tests"])?;
     }
     let mut cargo = compile::cargo_with_object(places);
     cargo.env("REEVE_AGENT", compile::program(places, Profile::Dev, "reeve-agent"));
     if tier == Tier::Cluster {
-        cargo.env("REEVE_KUBERNETES", setup::kubernetes(places)?);
+        cargo.env("REEVE_KUBERNETES", setup::kubernetes(places, Extent::ControlPlane)?);
+    }
+    if tier == Tier::Daemonset {
+        cargo.env("REEVE_KUBERNETES", setup::kubernetes(places, Extent::Nodes)?);
+        cargo.env("REEVE_CONTAINERD", setup::containerd(places)?);
+        cargo.env("REEVE_AGENT_IMAGE", image::build(places, None)?);
+        cargo.env("REEVE_POD_IMAGE", image::pod(places)?);
+        cargo.env("REEVE_NODE_PROGRAM", compile::program(places, Profile::Dev, "reeve-node"));
     }
     for (name, value) in [("REEVE_WORLDS", judges.worlds), ("REEVE_SEED", judges.seed)] {
         if let Some(value) = value {

@@ -1,9 +1,11 @@
 //! Edits of the node's CNI configuration as text: ours in as the last plugin, ours out again.
 //!
-//! Invariant: what another has written stays as it was, field by field; a file that cannot be read is not changed. Reading
-//! and writing files is the `installer`'s.
+//! Invariant: what another has written stays as it was, byte by byte, or field by field where plugins have no one place in
+//! the text; a file that cannot be read is not changed. Places are the `chain`'s, reading and writing files the
+//! `installer`'s.
 
 use super::PLUGIN;
+use super::chain::Chain;
 use super::network::VERSIONS;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -127,8 +129,8 @@ pub fn insert(name: &str, text: &str, ours: &Ours) -> Result<Insertion, Conflist
     if plugins.is_empty() {
         return Err(ConflistError::Shape("no plugin in it makes a network"));
     }
-    plugins.push(kept);
-    Ok(Insertion::Rewrite(pretty(&value)))
+    plugins.push(kept.clone());
+    Ok(Insertion::Rewrite(edited(name, &value, last_in(text, &kept))))
 }
 
 /// A single plugin has no place for another: a list of an earlier name holds both.
@@ -169,7 +171,36 @@ pub fn remove(name: &str, text: &str) -> Result<Removal, ConflistError> {
             return Err(ConflistError::Shape("no plugin in it makes a network"));
         }
     }
-    Ok(Removal::Rewrite(pretty(&value)))
+    let without = Chain::of(text).and_then(|chain| chain.without(is_ours_as_written));
+    Ok(Removal::Rewrite(edited(name, &value, without)))
+}
+
+/// The list's text with our plugin behind all others and nowhere else, as it is written there already if it is.
+fn last_in(text: &str, plugin: &Value) -> Option<String> {
+    let chain = Chain::of(text)?;
+    let written = chain.plugins().find(|written| read(written).as_ref() == Some(plugin));
+    let new = written.map_or_else(|| plugin.to_string(), str::to_owned);
+    Chain::of(&chain.without(is_ours_as_written)?)?.with_last(&new)
+}
+
+/// The text that was edited by position, unless it does not say what it should: that is written anew.
+fn edited(name: &str, value: &Value, text: Option<String>) -> String {
+    text.filter(|text| read(text).as_ref() == Some(value)).unwrap_or_else(|| {
+        tracing::warn!(
+            name,
+            "a plugin's place in this CNI configuration could not be told: the whole file is written anew, with the same \
+             fields in other white space"
+        );
+        pretty(value)
+    })
+}
+
+fn read(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+fn is_ours_as_written(plugin: &str) -> bool {
+    read(plugin).as_ref().is_some_and(is_ours)
 }
 
 fn is_ours(plugin: &Value) -> bool {
@@ -214,15 +245,132 @@ mod tests {
         plugins.iter().map(|plugin| plugin["type"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
+    #[track_caller]
+    fn comes_out_of(with: &str) -> String {
+        match remove("10-flannel.conflist", with) {
+            Ok(Removal::Rewrite(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Puts ours in, twice, and takes it out.
+    #[track_caller]
+    fn there_and_back(text: &str) {
+        let with = rewritten("10-flannel.conflist", text);
+        let mut expected = types(text);
+        expected.push(PLUGIN.to_owned());
+        assert_eq!(types(&with), expected);
+        assert_eq!(insert("10-flannel.conflist", &with, &ours()), Ok(Insertion::Nothing), "{with}");
+        assert_eq!(comes_out_of(&with), text, "from {with}");
+        assert_eq!(remove("10-flannel.conflist", text), Ok(Removal::Nothing));
+        // Nothing else was touched in between: what came is in one place.
+        let same = text.bytes().zip(with.bytes()).take_while(|(one, other)| one == other).count();
+        let new = with.len() - text.len();
+        assert!(
+            (0..=same).any(|at| [&with.as_bytes()[..at], &with.as_bytes()[at + new..]].concat() == text.as_bytes())
+        );
+    }
+
     #[test]
     fn ours_goes_last_once_and_comes_out_without_a_trace() {
-        let with = rewritten("10-flannel.conflist", FLANNEL);
-        assert_eq!(types(&with), ["flannel", "portmap", "reeve-cni"]);
-        assert_eq!(insert("10-flannel.conflist", &with, &ours()), Ok(Insertion::Nothing));
-        let Ok(Removal::Rewrite(without)) = remove("10-flannel.conflist", &with) else { panic!("it was there") };
-        let read = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
-        assert_eq!(read(&without), read(FLANNEL));
-        assert_eq!(remove("10-flannel.conflist", FLANNEL), Ok(Removal::Nothing));
+        let value: Value = serde_json::from_str(FLANNEL).expect("JSON");
+        let indented = serde_json::to_string_pretty(&value).expect("JSON");
+        for text in [
+            FLANNEL.to_owned(),
+            value.to_string(),
+            indented.clone(),
+            format!("{indented}\n\n \n"),
+            format!("\n\n{}\r\n", indented.replace('\n', "\r\n")),
+            indented.replace("  ", "\t"),
+            indented.replace("    ", ""),
+            indented.replace('\n', "\r"),
+        ] {
+            there_and_back(&text);
+        }
+    }
+
+    #[test]
+    fn ours_comes_out_without_a_trace_of_any_text() {
+        for seed in 0..2000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            there_and_back(&anything(&mut random));
+        }
+    }
+
+    /// Any list, in any white space.
+    fn anything(random: &mut fastrand::Rng) -> String {
+        const WORDS: [&str; 8] = [
+            r#""]""#,
+            r#""}, {""#,
+            r#""\\\"""#,
+            r#""\u0070lugins""#,
+            r#""é€""#,
+            "-1.50e+3",
+            "null",
+            r#"{"plugins":[{}]}"#,
+        ];
+        let word = |random: &mut fastrand::Rng| WORDS[random.usize(..WORDS.len())];
+        let mut plugins = vec!["["];
+        for _ in 0..random.usize(1..4) {
+            let own = ["\"own\"", ":", "[", word(random), ",", word(random), "]", ","];
+            plugins.push("{");
+            plugins.extend(own.into_iter().take(if random.bool() { 8 } else { 0 }));
+            plugins.extend(["\"type\"", ":", ["\"bridge\"", "\"portmap\""][random.usize(..2)], "}", ","]);
+        }
+        plugins.pop();
+        plugins.push("]");
+        let mut members = [
+            vec!["\"cniVersion\"", ":", "\"1.0.0\""],
+            vec!["\"name\"", ":", "\"n\""],
+            vec![["\"plugins\"", r#""pl\u0075gins""#][random.usize(..2)], ":"].into_iter().chain(plugins).collect(),
+            vec!["\"more\"", ":", word(random)],
+            vec!["\"more\"", ":", word(random)],
+        ];
+        random.shuffle(&mut members);
+        let mut text = String::new();
+        for part in ["{"].into_iter().chain(members.join(&",")).chain(["}"]) {
+            for _ in 0..random.usize(..4) {
+                text.push_str(["\n", "\r\n", "\t", " ", "    "][random.usize(..5)]);
+            }
+            text.push_str(part);
+        }
+        text + ["", "\n", "\n\n\n", " \r\n"][random.usize(..4)]
+    }
+
+    #[test]
+    fn ours_comes_out_alone_when_others_have_moved_or_changed_it() {
+        let list =
+            |plugins: &str| format!("{{\"name\": \"n\",\n \"cniVersion\":\"1.0.0\", \"plugins\": [ {plugins} ]}}\n");
+        for (with, without) in [
+            (r#"{"type":"reeve-cni"}  , {"type":"a"} , {"type":"b"}"#, r#"{"type":"a"} , {"type":"b"}"#),
+            (
+                "{\"type\":\"a\"},\n{\"x\": [1 ,2], \"type\" : \"reeve-cni\"} , {\"type\":\"b\"}",
+                r#"{"type":"a"} , {"type":"b"}"#,
+            ),
+            (r#"{"type":"a"},{"type":"reeve-cni"},{"type": "reeve-cni", "y": 1}"#, r#"{"type":"a"}"#),
+        ] {
+            assert_eq!(comes_out_of(&list(with)), list(without));
+        }
+        assert!(remove("a.conflist", &list(r#"{"type":"reeve-cni"}"#)).is_err(), "no network would be left");
+    }
+
+    #[test]
+    fn a_plugin_that_is_moved_keeps_how_it_is_written() {
+        let list = |plugins: &str| format!("{{\"cniVersion\": \"1.0.0\", \"name\": \"n\", \"plugins\": [{plugins}]}}");
+        let written = r#"{ "type" : "reeve-cni", "socket": "/run/reeve/cni.sock", "timeoutSeconds": 3 }"#;
+        let before = list(&format!(r#"{written},{{"type": "a"}}, {{"type": "b"}}"#));
+        let after = list(&format!(r#"{{"type": "a"}}, {{"type": "b"}}, {written}"#));
+        assert_eq!(rewritten("a.conflist", &before), after);
+    }
+
+    #[test]
+    fn a_list_whose_plugins_cannot_be_placed_is_written_anew() {
+        // The last of two members of one name is the one that counts.
+        let twice = r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}],"name":"n","plugins":[{"type":"b"}]}"#;
+        let with = rewritten("a.conflist", twice);
+        assert_eq!(types(&with), ["b", PLUGIN]);
+        let without = comes_out_of(&with);
+        assert_eq!((types(&without), read(&without)), (vec!["b".to_owned()], read(twice)));
     }
 
     #[test]

@@ -339,7 +339,7 @@ mod tests {
         let (done, complaints) = place.installer.uninstall();
         assert_eq!((done.len(), complaints.len()), (3, 0), "{done:?} {complaints:?}");
         for (name, before) in [("10-first.conflist", list(&["first"])), ("05-new.conflist", list(&["new"]))] {
-            assert_eq!(place.read(name), serde_json::from_str::<Value>(&before).expect("JSON"));
+            assert_eq!(place.text(name), before);
         }
         assert_eq!(place.files("bin"), Vec::<String>::new());
         assert_eq!(place.files("conf"), ["05-new.conflist", "10-first.conflist", "20-later.conflist"]);

@@ -66,27 +66,45 @@ impl Waiting {
         step
     }
 
+    /// The networks that somebody waits for.
+    pub(crate) fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.0.iter().map(|add| &add.attachment)
+    }
+
+    /// Answers those of them who are served already; the others go on waiting.
+    pub(crate) fn answer_served(&mut self, enforcer: &Enforcer, whom: impl Fn(&Attachment) -> bool) {
+        // The plugin may have been killed; its pod stays as closed or as enforced as it is.
+        self.0.retain(|add| !add.answer.is_closed());
+        let served = |add: &Add| whom(&add.attachment) && enforcer.stands(&add.attachment).is_ok();
+        let (served, waiting) = std::mem::take(&mut self.0).into_iter().partition(served);
+        self.0 = waiting;
+        let served: Vec<Add> = served;
+        for add in served {
+            add.tell(enforcer, "enforced", Answer::Done);
+        }
+    }
+
     /// After a step: answers who is served or has waited too long, and closes the devices of the others.
     pub(crate) fn answer(&mut self, enforcer: &mut Enforcer) {
+        self.answer_served(enforcer, |_| true);
         for add in std::mem::take(&mut self.0) {
-            if add.answer.is_closed() {
-                continue; // the plugin was killed; its pod stays as closed as it is
+            let Err(why) = enforcer.stands(&add.attachment) else { continue };
+            enforcer.close_announced(&add.attachment);
+            if Instant::now() < add.deadline {
+                self.0.push(add);
+                continue;
             }
-            let (state, said) = match enforcer.stands(&add.attachment) {
-                Ok(()) => ("enforced", Answer::Done),
-                Err(why) => {
-                    enforcer.close_announced(&add.attachment);
-                    if Instant::now() < add.deadline {
-                        self.0.push(add);
-                        continue;
-                    }
-                    tracing::warn!(container = add.attachment.container, why, "a pod was not enforced in time");
-                    ("late", Answer::Not { why })
-                }
-            };
-            enforcer.metrics.added(state, add.begun.elapsed());
-            let _ = add.answer.send(said);
+            tracing::warn!(container = add.attachment.container, why, "a pod was not enforced in time");
+            add.tell(enforcer, "late", Answer::Not { why });
         }
         enforcer.metrics.announced("waiting", self.0.len());
+    }
+}
+
+impl Add {
+    fn tell(self, enforcer: &Enforcer, state: &str, said: Answer) {
+        enforcer.metrics.added(state, self.begun.elapsed());
+        // Who asked may have gone.
+        let _ = self.answer.send(said);
     }
 }

@@ -54,23 +54,44 @@ impl Guard {
         if self.made_for.as_ref() == Some(devices) {
             return Ok(());
         }
-        self.made_for = None;
-        nft(&["-f", "-"], Some(&script(self.shift, devices)))?;
+        // A table that is made anew waits for packets that are on their way: what differs is a fraction of that.
+        let differs = self.made_for.take().map(|made| difference(&made, devices));
+        if differs.is_none_or(|differs| nft(&["-f", "-"], Some(&differs)).is_err()) {
+            nft(&["-f", "-"], Some(&script(self.shift, devices)))?;
+        }
         self.made_for = Some(devices.clone());
         Ok(())
     }
+
+    /// Lets pending packets leave by one more device, if the rule stands.
+    pub fn admit(&mut self, ifindex: u32) -> Result<(), GuardError> {
+        let Some(made) = &self.made_for else { return Ok(()) };
+        let mut devices = made.clone();
+        if devices.insert(ifindex) { self.follow(&devices) } else { Ok(()) }
+    }
+}
+
+/// One transaction that leads from one set of devices to another.
+fn difference(from: &BTreeSet<u32>, to: &BTreeSet<u32>) -> String {
+    let mut script = String::new();
+    for (verb, devices) in [("add", to - from), ("delete", from - to)] {
+        if !devices.is_empty() {
+            writeln!(script, "{verb} element {TABLE} hooked {{ {} }}", listed(&devices))
+                .expect("a string takes all text");
+        }
+    }
+    script
+}
+
+fn listed(devices: &BTreeSet<u32>) -> String {
+    devices.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// One transaction: the table goes and comes at once. `iif` keeps the rule off what the node itself makes.
 fn script(shift: u32, devices: &BTreeSet<u32>) -> String {
     let kinds = ((1 << KIND_BITS) - 1_u32) << (SLOT_BITS + shift);
     let pending = KIND_PENDING << (SLOT_BITS + shift);
-    let mut elements = String::new();
-    for device in devices {
-        let comma = if elements.is_empty() { "" } else { ", " };
-        write!(elements, "{comma}{device}").expect("a string takes all text");
-    }
-    let elements = if elements.is_empty() { elements } else { format!("elements = {{ {elements} }}") };
+    let elements = if devices.is_empty() { String::new() } else { format!("elements = {{ {} }}", listed(devices)) };
     format!(
         "table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n\
          set hooked {{ type iface_index; {elements} }}\n\
@@ -286,5 +307,13 @@ mod tests {
         assert!(text.contains("meta mark & 0x30000000 == 0x20000000"), "{text}");
         assert!(text.contains("elements = { 2, 7 }"), "{text}");
         assert!(!script(16, &BTreeSet::new()).contains("elements"));
+    }
+
+    #[test]
+    fn what_differs_between_two_sets_is_added_and_deleted_by_name() {
+        let (from, to) = (BTreeSet::from([2, 7]), BTreeSet::from([7, 8, 9]));
+        let both = "add element inet reeve hooked { 8, 9 }\ndelete element inet reeve hooked { 2 }\n";
+        assert_eq!(difference(&from, &to), both);
+        assert_eq!(difference(&from, &BTreeSet::from([2, 7, 8])), "add element inet reeve hooked { 8 }\n");
     }
 }

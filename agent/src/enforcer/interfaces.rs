@@ -115,7 +115,10 @@ impl Enforcer {
         let (mut tracked, mut bridged) = (TrackedTable::default(), Bridged::default());
         let announced = self.announced.by_workload();
         let mut looked = 0;
-        for (workload, image) in endpoints {
+        // Who is waited for goes first.
+        let (first, rest): (Vec<_>, Vec<_>) =
+            endpoints.into_iter().partition(|(id, image)| announced.contains_key(id) && !self.is_placed(*id, image));
+        for (workload, image) in first.into_iter().chain(rest) {
             let here = self.interfaces.get(&workload);
             let stays = here.is_some_and(|device| {
                 links.device(device.ifindex).as_ref() == Some(device) && (scope.is_about_facts() || device.bridge == 0)
@@ -131,8 +134,13 @@ impl Enforcer {
                 .find_interface(&links, workload, &image, announced.get(&workload), &mut tracked, &mut bridged)
                 .await
             {
-                Ok(()) if self.interfaces.contains_key(&workload) => drop(self.looked.insert(workload, addresses)),
-                Ok(()) => {}
+                Ok(()) => {
+                    if let Some(device) = self.interfaces.get(&workload) {
+                        let ifindex = device.ifindex;
+                        self.looked.insert(workload, addresses);
+                        self.serve_newcomer(workload, ifindex);
+                    }
+                }
                 Err(error) => reasons.push(format!("endpoint {workload}: {error:#}")),
             }
         }

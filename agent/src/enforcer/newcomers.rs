@@ -2,11 +2,12 @@
 
 use super::announced::Known;
 use super::{Enforcer, unmapped};
-use crate::cni::{Announcement, Answer, Attachment};
+use crate::cni::{Announcement, Answer, Attachment, Request};
 use crate::datapath::discover::{Device, Links};
 use reeve_abi::ids::WorkloadId;
 use reeve_policy::provenance::workload_id;
 use std::net::IpAddr;
+use tokio::sync::oneshot;
 
 impl Enforcer {
     /// Takes an announcement; the next step heeds it. `gone`: containers of which the plugin knows that their network is.
@@ -51,6 +52,39 @@ impl Enforcer {
         }
         self.announced.announce(new);
         Ok(())
+    }
+
+    /// Takes what the plugin asks for; whether there is something to do for a step.
+    pub(crate) async fn asked(&mut self, request: Request, answer: oneshot::Sender<Answer>) -> bool {
+        let mut newcomers = std::mem::take(&mut self.newcomers);
+        let step = newcomers.take(self, request, answer).await;
+        self.newcomers = newcomers;
+        step
+    }
+
+    /// After a step: answers who is served or has waited too long.
+    pub(crate) fn answer_newcomers(&mut self) {
+        let mut newcomers = std::mem::take(&mut self.newcomers);
+        newcomers.answer(self);
+        self.newcomers = newcomers;
+    }
+
+    /// In the middle of a step: a pod's programs stand. Whoever waits for it does not wait for the next pod, nor for what
+    /// surrounds the pods, but for the way to it: what another pod sends it is pending until its own programs judge it.
+    pub(super) fn serve_newcomer(&mut self, workload: WorkloadId, ifindex: u32) {
+        let waited_for = |enforcer: &Self, attachment: &Attachment| {
+            enforcer.announced.get(attachment).is_some_and(|one| enforcer.workload_of(one) == Some(workload))
+        };
+        if !self.newcomers.attachments().any(|attachment| waited_for(self, attachment)) {
+            return;
+        }
+        if let Err(error) = self.guard.admit(ifindex) {
+            tracing::warn!(%error, ifindex, "the way to a pod cannot be opened yet");
+            return; // the step's end tries again, and says so
+        }
+        let mut newcomers = std::mem::take(&mut self.newcomers);
+        newcomers.answer_served(self, |attachment| waited_for(self, attachment));
+        self.newcomers = newcomers;
     }
 
     /// A device on which another pod is enforced, by its own addresses, is that pod's.

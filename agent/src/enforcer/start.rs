@@ -4,6 +4,7 @@ use super::Enforcer;
 use super::announced::Announced;
 use super::devices::Fresh;
 use crate::cni::installer::Complaints;
+use crate::cni::waiting::Waiting;
 use crate::config::{self, Attach};
 use crate::continuity::{self, Checkpoint, CheckpointFile, Missed};
 use crate::datapath::attach::{self, Mechanism, Resumed};
@@ -16,6 +17,7 @@ use crate::datapath::uplinks::Uplinks;
 use crate::datapath::{Adopted, Attachments, Loaded, Maps, Pins, adopt, embedded_object};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
+use crate::standing::Standings;
 use crate::upgrade;
 use crate::watch::Source;
 use anyhow::Context;
@@ -71,6 +73,7 @@ impl Enforcer {
             found.interfaces.iter().find_map(|(workload, other)| (*other == ifindex).then_some(*workload))
         };
         let missed = Missed::between(checkpoint_file.last(), &now, subject);
+        let telling = missed.telling;
         let mut loaded = loaded;
         // Programs of ours would judge by maps that are not filled yet: they are replaced one by one when those are.
         let rebuilding =
@@ -106,10 +109,12 @@ impl Enforcer {
             source,
             announced,
             fresh: Fresh::default(),
+            newcomers: Waiting::default(),
             complaints: Complaints::default(),
             local_addresses: BTreeSet::new(),
             source_problems: Vec::new(),
             problems: Vec::new(),
+            standings: Standings::default(),
             drift: Vec::new(),
             settings: None,
             stood_at: None,
@@ -144,7 +149,8 @@ impl Enforcer {
             boot,
             rehung: false,
             remembered: None,
-            telling: false,
+            // Until its rows are told anew and gone, an agent after this one has to know of them too.
+            telling,
             checkpoint_file,
         })
     }

@@ -5,7 +5,7 @@
 
 use super::interfaces::Scope;
 use super::{Enforcer, closed};
-use crate::continuity::Checkpoint;
+use crate::continuity::{Checkpoint, Telling};
 use crate::datapath::grace::grace;
 use crate::datapath::reconcile::{self, Known};
 use crate::datapath::room::AddressRoom;
@@ -40,6 +40,9 @@ impl Enforcer {
         }
         if std::mem::take(&mut self.rehung) {
             self.remember();
+        }
+        if self.standings.take_stirred() {
+            self.metrics.policies_stand(&self.standings.look(&self.engine, &self.problems));
         }
         self.metrics.observe(self);
     }
@@ -100,6 +103,7 @@ impl Enforcer {
             self.stale = scan.stale;
         }
         let mut changes = self.announced.heed(scan.changes);
+        self.standings.note(&changes, begun);
         if local != self.local_addresses {
             self.local_addresses.clone_from(&local);
             changes.push(Change::LocalAddresses(local));
@@ -147,10 +151,18 @@ impl Enforcer {
             reasons.push(format!("bridges have not told the ports of {} pods yet", self.resolving.len()));
         }
         if !nothing_new {
-            self.active = self.revision();
+            self.activate();
             self.metrics.applied(begun.elapsed());
         }
         Ok(())
+    }
+
+    /// The kernel enforces what the engine has.
+    pub(crate) fn activate(&mut self) {
+        self.active = self.revision();
+        for took in self.standings.activated(&self.engine, Instant::now()) {
+            self.metrics.policy_active(took);
+        }
     }
 
     /// Whether a bridge is still expected to learn a pod's port; one that stays silent is waited for no longer.
@@ -162,6 +174,10 @@ impl Enforcer {
         let begun = Instant::now();
         let update = self.engine.apply(changes);
         self.metrics.compiled(begun.elapsed());
+        self.standings.compiled(Instant::now());
+        if update.problems != self.problems {
+            self.standings.stir();
+        }
         self.problems = update.problems;
         self.tell(update.entries)?;
         let now = self.engine.preview();
@@ -219,8 +235,8 @@ impl Enforcer {
         Ok(())
     }
 
-    /// Writes down what stands in the kernel, for the next agent; `telling`: a window is being told.
-    pub(crate) fn checkpoint(&mut self, telling: bool) -> anyhow::Result<()> {
+    /// Writes down what stands in the kernel, for the next agent; `telling`: the window that is being told.
+    pub(crate) fn checkpoint(&mut self, telling: Option<Telling>) -> anyhow::Result<()> {
         self.telling = telling;
         self.remembered = None;
         let lost = self.loaded.maps.stats.sum(stats::EDGES_LOST)?;

@@ -11,6 +11,7 @@ mod stream;
 mod told;
 
 pub use access::Access;
+pub(crate) use access::connect;
 
 use super::Scan;
 use crate::metrics::Metrics;

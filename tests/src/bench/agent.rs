@@ -270,6 +270,6 @@ fn map_bytes(process: u32) -> anyhow::Result<u64> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-fn mib(bytes: u64) -> f64 {
+pub(super) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use serde_json::json;
 
+use super::Nodes;
 use super::keys::Keys;
 use super::programs::Programs;
 use crate::lab::{Lab, Netns};
@@ -20,8 +21,11 @@ const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
 /// Who may tell the API server's key from others': tokens name it.
 const ISSUER: &str = "https://kubernetes.default.svc";
 
-/// Controllers that would notice that no kubelet reports: they would take the lab's nodes for dead.
+/// Without controllers that would notice that no kubelet reports: they would take nodes that the lab plays for dead.
 const CONTROLLERS: &str = "*,-node-lifecycle-controller,-taint-eviction-controller,-node-ipam-controller";
+
+/// Those of nodes that report.
+const ALL_CONTROLLERS: &str = "*,-node-ipam-controller";
 
 /// The store.
 pub(super) fn etcd(lab: &Lab, netns: &Netns, programs: &Programs, directory: &Path) -> anyhow::Result<Child> {
@@ -60,11 +64,14 @@ pub(super) fn api_server(
         .args(["--advertise-address", &address.to_string()])
         .args(["--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction"])
         .args(["--allow-privileged", "--service-cluster-ip-range", SERVICES, "--service-account-issuer", ISSUER])
+        .args(["--kubelet-preferred-address-types", "InternalIP"])
         .args(["--audit-log-mode", "blocking", "--profiling=false"]);
     for (option, file) in [
         ("--tls-cert-file", "apiserver.crt"),
         ("--tls-private-key-file", "apiserver.key"),
         ("--client-ca-file", "ca.crt"),
+        ("--kubelet-client-certificate", "kubelet-client.crt"),
+        ("--kubelet-client-key", "kubelet-client.key"),
         ("--service-account-key-file", "service-accounts.pub"),
         ("--service-account-signing-key-file", "service-accounts.key"),
     ] {
@@ -81,6 +88,7 @@ pub(super) fn controller_manager(
     programs: &Programs,
     directory: &Path,
     keys: &Keys,
+    nodes: Nodes,
 ) -> anyhow::Result<Child> {
     let mut command = programs.command("kube-controller-manager");
     for option in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
@@ -96,10 +104,29 @@ pub(super) fn controller_manager(
     }
     command.args(["--use-service-account-credentials", "--leader-elect=false", "--bind-address", "127.0.0.1"]).args([
         "--controllers",
-        CONTROLLERS,
+        match nodes {
+            Nodes::Played => CONTROLLERS,
+            Nodes::Real => ALL_CONTROLLERS,
+        },
         "--profiling=false",
     ]);
     spawn(lab, netns, directory, "kube-controller-manager", &mut command)
+}
+
+/// The scheduler.
+pub(super) fn scheduler(
+    lab: &Lab,
+    netns: &Netns,
+    programs: &Programs,
+    directory: &Path,
+    keys: &Keys,
+) -> anyhow::Result<Child> {
+    let mut command = programs.command("kube-scheduler");
+    for option in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
+        command.arg(option).arg(keys.path("scheduler.kubeconfig"));
+    }
+    command.args(["--leader-elect=false", "--bind-address", "127.0.0.1", "--profiling=false"]);
+    spawn(lab, netns, directory, "kube-scheduler", &mut command)
 }
 
 fn spawn(lab: &Lab, netns: &Netns, directory: &Path, name: &str, command: &mut Command) -> anyhow::Result<Child> {

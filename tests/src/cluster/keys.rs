@@ -53,6 +53,8 @@ impl Keys {
             ("admin", "admin", Some("system:masters")),
             ("controller-manager", "system:kube-controller-manager", None),
             ("kube-proxy", "system:kube-proxy", None),
+            // As whom the API server asks kubelets.
+            ("kubelet-client", "kubelet-client", Some("system:masters")),
             ("scheduler", "system:kube-scheduler", None),
         ] {
             keys.client(file, name, group)?;

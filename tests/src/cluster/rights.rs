@@ -1,5 +1,6 @@
 //! The chart as Helm renders it, and what it grants the agent.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
@@ -31,10 +32,10 @@ impl Cluster {
     pub fn rendered(&self, namespace: &str, release: &str, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
         let version: Value = serde_json::from_str(&self.kubectl(&["get", "--raw", "/version"])?)?;
         let version = version["gitVersion"].as_str().context("the API server tells no version")?;
-        let mut command: Command = self.programs.command("helm");
-        command.args(["template", release]).arg(chart()).args(["--namespace", namespace, "--kube-version", version]);
-        command.args(arguments).env_clear().env("HOME", &self.directory);
-        let text = output(&mut command, None)?;
+        let chart = self.chart();
+        let chart = chart.to_str().context("the checkout's path is no text")?;
+        let template = ["template", release, chart, "--namespace", namespace, "--kube-version", version];
+        let text = self.helm(&[&template, arguments].concat())?;
         let mut objects = Vec::new();
         for document in serde_norway::Deserializer::from_str(&text) {
             let object = Value::deserialize(document).context("Helm renders no YAML")?;
@@ -44,6 +45,19 @@ impl Cluster {
             }
         }
         Ok(objects)
+    }
+
+    /// The chart's directory.
+    pub fn chart(&self) -> PathBuf {
+        chart()
+    }
+
+    /// What Helm prints with these arguments, as the cluster's administrator.
+    pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command: Command = self.programs.command("helm");
+        command.args(arguments).env_clear().env("HOME", &self.directory);
+        command.env("KUBECONFIG", self.keys.path("admin.kubeconfig"));
+        self.netns.run(|| output(&mut command, None))?
     }
 
     /// Gives a service account of this name, which is made, what the chart grants.

@@ -186,6 +186,16 @@ impl Node {
         self.inner.lab.spawn(&self.inner.netns, command)
     }
 
+    /// A cgroup for it in each of the machine's hierarchies, for containers: [`Node::cgroup`] holds threads only.
+    pub(crate) fn cgroup_trees(&self) -> anyhow::Result<Vec<PathBuf>> {
+        self.inner.lab.register().cgroup_trees(&self.inner.name)
+    }
+
+    /// Its own directory, in that of the lab.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.inner.directory
+    }
+
     pub(super) fn addressing(&self) -> &Addressing {
         &self.inner.addressing
     }

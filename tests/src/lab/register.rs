@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
-use super::{ip, wait};
+use super::{hierarchies, ip, wait};
 
 /// One directory per lab.
 const LABS: &str = "/run/reeve-lab";
@@ -21,6 +21,7 @@ const OWNER: &str = "owner";
 const NAMESPACES: &str = "namespaces";
 const CHILDREN: &str = "children";
 const CGROUPS: &str = "cgroups";
+const TREES: &str = "cgroup-trees";
 
 /// Several labs may live in one process.
 static LABS_OF_THIS_PROCESS: AtomicU32 = AtomicU32::new(0);
@@ -70,6 +71,16 @@ impl Register {
         fs::write(path.join("cgroup.type"), "threaded")
             .with_context(|| format!("{} cannot hold single threads", path.display()))?;
         Ok(path)
+    }
+
+    /// A cgroup in each of the machine's hierarchies, noted and made, below which others can be made.
+    pub(super) fn cgroup_trees(&self, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let name = format!("{}-{name}-machine", self.prefix);
+        let make = |hierarchy: hierarchies::Hierarchy| {
+            self.note(TREES, &hierarchy.place.join(&name).to_string_lossy())?;
+            hierarchy.make(&name)
+        };
+        hierarchies::hierarchies()?.into_iter().map(make).collect()
     }
 
     /// Notes a process to be ended with the lab.
@@ -150,7 +161,14 @@ fn clean(directory: &Path) -> anyhow::Result<()> {
             Err(error) => bail!("cannot remove {cgroup}: {error}"),
         })?;
     }
-    fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))
+    for tree in noted(directory, TREES) {
+        hierarchies::remove(Path::new(&tree))?;
+    }
+    match fs::remove_dir_all(directory) {
+        // A lab that goes takes away who owns it, and is then taken for a dead one: both remove it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done.with_context(|| format!("cannot remove {}", directory.display())),
+    }
 }
 
 fn noted(directory: &Path, kind: &str) -> Vec<String> {

@@ -108,6 +108,11 @@ fn backend_that_affinity_keeps_is_judged_each_time() {
             .cluster
             .record(0, |line| line["direction"] == "egress" && line["source"]["ip"] == source.to_string().as_str());
         let (kept, other) = if line["destination"]["pod"] == "web" { (&web, "far") } else { (&far, "web") };
+        // Its receiver's record comes from another agent, maybe later: it is none of those that follow.
+        let receiver = town.of(kept).to_string();
+        let node = usize::from(kept.name().1 == "far");
+        town.cluster
+            .record(node, |line| line["direction"] == "ingress" && line["destination"]["ip"] == receiver.as_str());
         for (app, verdict) in [(other, Verdict::Deny), (kept.name().1, Verdict::Allow)] {
             town.let_out(&[pods("app", app)]);
             for _ in 0..4 {

@@ -1,32 +1,26 @@
-//! The Kubernetes programs that the cluster tier runs: found in a folder of the user's, else built from Go modules, once.
-//!
-//! Invariant: a program is in the cache whole or not at all.
+//! The Kubernetes programs that the cluster tiers run: found in a folder of the user's, else built from Go modules, once.
 
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
+use super::go::{self, Module};
 use super::{plugins, say};
 use crate::places::Places;
-use crate::process;
 
 /// A folder of programs that test environments of Kubernetes operators have, too.
 const FOLDER: &str = "KUBEBUILDER_ASSETS";
-
-/// The oldest Go that the modules ask for.
-const OLDEST_GO: (u32, u32) = (1, 26);
-
-/// Where Go's own installer puts it, which not every PATH has.
-const GO: &str = "/usr/local/go/bin/go";
 
 /// Below `tests/kubernetes`: the module of Kubernetes and etcd, and the one of Helm.
 const MODULES: [&str; 2] = ["", "helm"];
 
 /// What is built: the program's name, its package, and the place of its module in [`MODULES`].
-const PROGRAMS: [(&str, &str, usize); 6] = [
+type Program = (&'static str, &'static str, usize);
+
+/// What a control plane and its clients are.
+const PROGRAMS: [Program; 6] = [
     ("etcd", "go.etcd.io/etcd/server/v3", 0),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl", 0),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 0),
@@ -35,16 +29,32 @@ const PROGRAMS: [(&str, &str, usize); 6] = [
     ("helm", "helm.sh/helm/v3/cmd/helm", 1),
 ];
 
+/// What nodes with containers want besides.
+const OF_NODES: [Program; 2] =
+    [("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", 0), ("kubelet", "k8s.io/kubernetes/cmd/kubelet", 0)];
+
+/// How much of a cluster a tier runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// A control plane, whose nodes the lab plays.
+    ControlPlane,
+    /// Nodes with kubelets, too.
+    Nodes,
+}
+
+impl Extent {
+    fn programs(self) -> Vec<Program> {
+        let more: &[Program] = if self == Self::Nodes { &OF_NODES } else { &[] };
+        PROGRAMS.iter().chain(more).copied().collect()
+    }
+}
+
 /// A folder with each of the programs under its name in `bin`, and the CNI plugins in `cni`.
-pub(crate) fn ready(places: &Places) -> anyhow::Result<PathBuf> {
-    let modules = places.root.join("tests/kubernetes");
-    let version = |module: usize, name: &str| {
-        let file = modules.join(MODULES[module]).join("go.mod");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        required(&text, name).with_context(|| format!("{} requires no {name}", file.display()))
-    };
-    let kubernetes = version(0, "k8s.io/kubernetes")?;
-    let (etcd, helm) = (version(0, "go.etcd.io/etcd/server/v3")?, version(1, "helm.sh/helm/v3")?);
+pub(crate) fn ready(places: &Places, extent: Extent) -> anyhow::Result<PathBuf> {
+    let [kubernetes, helm] = MODULES.map(|module| Module::at(places.root.join("tests/kubernetes").join(module)));
+    let modules = [kubernetes?, helm?];
+    let kubernetes = modules[0].version_of("k8s.io/kubernetes")?;
+    let (etcd, helm) = (modules[0].version_of("go.etcd.io/etcd/server/v3")?, modules[1].version_of("helm.sh/helm/v3")?);
     let given = env::var_os(FOLDER).map(PathBuf::from);
     // What is taken from elsewhere is linked, so it has a folder of its own.
     let kind = if given.is_some() { "-given" } else { "" };
@@ -56,7 +66,7 @@ pub(crate) fn ready(places: &Places) -> anyhow::Result<PathBuf> {
 
     let mut missing = Vec::new();
     let mut taken = Vec::new();
-    for program in PROGRAMS {
+    for program in extent.programs() {
         let (name, path) = (program.0, programs.join(program.0));
         if let Some(theirs) = given.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file()) {
             link(&theirs, &path)?;
@@ -65,15 +75,12 @@ pub(crate) fn ready(places: &Places) -> anyhow::Result<PathBuf> {
             missing.push(program);
         }
     }
-    for (index, module) in MODULES.iter().enumerate() {
-        let wanted: Vec<_> = missing.iter().filter(|program| program.2 == index).collect();
-        if !wanted.is_empty() {
-            let go = go()?;
-            let names: Vec<&str> = wanted.iter().map(|program| program.0).collect();
-            say("building", &format!("{} (once, ten minutes from nothing)", names.join(", ")));
-            for (name, package, _) in wanted {
-                build(&go, &modules.join(module), package, &kubernetes, &programs.join(name))?;
-            }
+    if !missing.is_empty() {
+        let go = go::find()?;
+        let names: Vec<&str> = missing.iter().map(|program| program.0).collect();
+        say("building", &format!("{} (once, ten minutes from nothing)", names.join(", ")));
+        for (name, package, module) in missing {
+            modules[module].build(&go, package, &flags(&kubernetes), &programs.join(name))?;
         }
     }
     let mut what = format!("{kubernetes}, etcd {etcd}, Helm {helm} ({})", programs.display());
@@ -95,20 +102,6 @@ fn link(to: &Path, path: &Path) -> anyhow::Result<()> {
     std::os::unix::fs::symlink(to, path).with_context(|| format!("cannot link {}", path.display()))
 }
 
-/// Builds beside and renames.
-fn build(go: &Path, module: &Path, package: &str, kubernetes: &str, program: &Path) -> anyhow::Result<()> {
-    let unfinished = program.with_extension("new");
-    process::run(
-        Command::new(go)
-            .args(["build", "-trimpath", "-ldflags", &flags(kubernetes), "-o"])
-            .arg(&unfinished)
-            .arg(package)
-            .current_dir(module)
-            .envs([("GOTOOLCHAIN", "local"), ("GOFLAGS", "-mod=readonly"), ("CGO_ENABLED", "0"), ("GOWORK", "off")]),
-    )?;
-    fs::rename(&unfinished, program).with_context(|| format!("cannot rename to {}", program.display()))
-}
-
 /// As Kubernetes' own build does it: the API server tells its clients what version it is.
 fn flags(kubernetes: &str) -> String {
     let mut parts = kubernetes.trim_start_matches('v').split('.');
@@ -117,60 +110,9 @@ fn flags(kubernetes: &str) -> String {
     format!("-s -w -X {package}.gitVersion={kubernetes} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
 }
 
-/// A Go that is new enough; Debian's is installed where there is none.
-fn go() -> anyhow::Result<PathBuf> {
-    let find = || process::in_path("go").or_else(|| Some(PathBuf::from(GO)).filter(|path| path.is_file()));
-    if find().is_none() {
-        super::need("go", "golang")?;
-    }
-    let go = find().context("golang was installed and brings no program `go`")?;
-    let version = process::output(Command::new(&go).args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local"))?;
-    if numbers(&version).is_none_or(|numbers| numbers < OLDEST_GO) {
-        let (major, minor) = OLDEST_GO;
-        bail!(
-            "{} is {}, and the Kubernetes programs need Go {major}.{minor} or newer: put one first in PATH",
-            go.display(),
-            version.trim()
-        );
-    }
-    Ok(go)
-}
-
-/// The first two numbers of a version such as `go1.26.8`.
-fn numbers(version: &str) -> Option<(u32, u32)> {
-    let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
-    let mut parts = version.trim().strip_prefix("go")?.split('.');
-    Some((digits(parts.next()?)?, digits(parts.next()?)?))
-}
-
-/// The version that a go.mod requires of a module.
-fn required(text: &str, module: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| *word == "require");
-        let named = words.next() == Some(module);
-        words.next().filter(|version| named && version.starts_with('v')).map(str::to_owned)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_required_version_is_read_whichever_way_it_is_written() {
-        let text = "module m\n\ntool k8s.io/kubernetes/cmd/kubectl\n\nrequire (\n\tk8s.io/kubernetes v1.36.2\n)\n\
-                    require helm.sh/helm/v3 v3.22.0\nreplace k8s.io/api => k8s.io/api v0.36.2\n";
-        assert_eq!(required(text, "k8s.io/kubernetes").as_deref(), Some("v1.36.2"));
-        assert_eq!(required(text, "helm.sh/helm/v3").as_deref(), Some("v3.22.0"));
-        assert_eq!(required(text, "k8s.io/api"), None);
-    }
-
-    #[test]
-    fn an_old_go_is_told_from_a_new_one() {
-        assert!(numbers("go1.26.8\n") >= Some(OLDEST_GO) && numbers("go1.27rc1") >= Some(OLDEST_GO));
-        assert!(numbers("go1.19.8") < Some(OLDEST_GO));
-        assert_eq!(numbers("devel"), None);
-    }
 
     #[test]
     fn the_version_goes_into_the_programs() {

@@ -1,9 +1,10 @@
 //! Debian packages: installed when the file they bring is missing, so that a second run asks nobody.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::{need_root, say};
 use crate::process;
@@ -47,4 +48,27 @@ fn apt_get(packages: &[&str]) -> anyhow::Result<()> {
             .stdin(Stdio::null())
             .stdout(Stdio::null()),
     )
+}
+
+/// Unpacks a package into a folder that has nothing yet: this machine may have another version, or none.
+pub(super) fn unpack(package: &str, folder: &Path) -> anyhow::Result<()> {
+    if process::in_path("apt-get").is_none() {
+        bail!("without apt-get there is nowhere to take Debian's {package} from");
+    }
+    let download = || {
+        process::run(
+            Command::new("apt-get")
+                // Another user would not get into the folder, which may be in somebody's home.
+                .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+                .current_dir(folder)
+                .stdin(Stdio::null()),
+        )
+    };
+    if download().is_err() {
+        need_root("apt's package lists are old")?;
+        process::run(Command::new("apt-get").args(["-q", "update"]).stdout(Stdio::null()))?;
+        download()?;
+    }
+    let file = fs::read_dir(folder)?.next().context("apt-get downloaded nothing")??.path();
+    process::run(Command::new("dpkg-deb").arg("-x").arg(file).arg(folder))
 }

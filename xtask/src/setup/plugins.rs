@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use super::say;
-use crate::process;
+use super::{packages, say};
 
 const PACKAGE: &str = "containernetworking-plugins";
 
@@ -22,7 +20,7 @@ pub(super) fn ready(place: &Path) -> anyhow::Result<()> {
             fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
         }
         fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-        unpack(&work)?;
+        packages::unpack(PACKAGE, &work)?;
         let unpacked = work.join("usr/lib/cni");
         if let Some(plugin) = PLUGINS.iter().find(|plugin| !unpacked.join(plugin).is_file()) {
             bail!("Debian's {PACKAGE} brings no plugin {plugin}");
@@ -32,26 +30,4 @@ pub(super) fn ready(place: &Path) -> anyhow::Result<()> {
     }
     say("CNI plugins", &format!("{} ({})", PLUGINS.join(", "), place.display()));
     Ok(())
-}
-
-fn unpack(work: &Path) -> anyhow::Result<()> {
-    if process::in_path("apt-get").is_none() {
-        bail!("without apt-get there is nowhere to take Debian's {PACKAGE} from");
-    }
-    let download = || {
-        process::run(
-            Command::new("apt-get")
-                // Another user would not get into the folder, which may be in somebody's home.
-                .args(["-qq", "-o", "APT::Sandbox::User=root", "download", PACKAGE])
-                .current_dir(work)
-                .stdin(Stdio::null()),
-        )
-    };
-    if download().is_err() {
-        super::need_root("apt's package lists are old")?;
-        process::run(Command::new("apt-get").args(["-q", "update"]).stdout(Stdio::null()))?;
-        download()?;
-    }
-    let package = fs::read_dir(work)?.next().context("apt-get downloaded nothing")??.path();
-    process::run(Command::new("dpkg-deb").arg("-x").arg(package).arg(work))
 }

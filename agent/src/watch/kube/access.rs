@@ -41,7 +41,7 @@ impl Access {
     }
 }
 
-async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
+pub(crate) async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
     let config = match kubeconfig {
         Some(path) => {
             let named = || format!("kubeconfig {}", path.display());
