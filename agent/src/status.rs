@@ -1,25 +1,26 @@
-//! How policies stand: when each was heard of, compiled and in force on this node, and what of it cannot be honoured. Told on
-//! the socket, in metrics, and by one agent for all to the cluster.
+//! Tells the cluster how policies stand: a condition where a kind has a status, and Events about what is not honoured. One agent
+//! does it for all, which they elect by a Lease; with manifests instead of an API server, nobody does.
 //!
-//! Invariant: telling never delays enforcing. What is told is worked out after a step; what is written to the API server is
-//! written by a task of its own, which sees the last state only and is held back by nothing but itself.
+//! Invariant: telling never delays enforcing. What is to be told is worked out after a step, and written by tasks of their own,
+//! which see the last state only. Invariant: nothing here changes what is enforced: a status is no part of the facts.
 
+mod complaint;
 mod condition;
+mod due;
 mod election;
 mod event;
-mod due;
 mod lease;
 mod outcome;
 mod pace;
-mod standing;
 mod writer;
 
-pub(crate) use condition::{Condition, own};
-pub(crate) use standing::{Register, Standing};
+pub(crate) use complaint::Complaints;
+pub(crate) use condition::{Condition, Conditions, own};
+pub(crate) use outcome::{Outcome, Outcomes};
 
 use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::watch::kube::Cluster;
+use crate::enforcer::Enforcer;
+use crate::watch::Source;
 use lease::{Campaign, Seat};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +28,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use writer::Writer;
 
+/// For how long nobody takes over from an agent that writes, after it was heard of last.
+const LASTS: Duration = Duration::from_secs(30);
+
 /// How long an agent that ends takes to give its Lease back, at most.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(2);
 
-/// What tells the cluster: it stands for election, and writes while it is elected.
+/// The tasks of an agent that stands for election, and writes while it is elected.
 #[derive(Debug)]
 pub(crate) struct Teller {
     stop: oneshot::Sender<()>,
@@ -39,33 +43,39 @@ pub(crate) struct Teller {
 }
 
 impl Teller {
-    /// Begins, unless settings say that nothing is to be written.
-    pub(crate) fn start(
-        config: &Config,
-        node: &str,
-        cluster: &Cluster,
-        standings: watch::Receiver<Arc<Vec<Standing>>>,
-        metrics: &Arc<Metrics>,
-    ) -> Option<Self> {
-        if !config.status {
+    /// Begins, if there is an API server and settings name a Lease.
+    pub(crate) fn start(config: &Config, enforcer: &Enforcer) -> Option<Self> {
+        let Source::Cluster(cluster) = &enforcer.source else { return None };
+        if config.status_lease.is_empty() {
             return None;
         }
         let access = cluster.access();
         let seat = Seat {
-            namespace: config.namespace.clone().unwrap_or_else(|| access.namespace()),
+            namespace: access.namespace(),
             name: config.status_lease.clone(),
-            // Others of the same node's name must not be taken for this one: one before it, or another by mistake.
-            holder: format!("{node}_{:08x}", fastrand::u32(..)),
-            lasts: Duration::from_secs(config.status_lease_seconds),
+            // Who had this node's name before must not be taken for this one, nor anybody who has it by mistake.
+            holder: format!("{}_{:08x}", enforcer.node, fastrand::u32(..)),
+            lasts: LASTS,
         };
         let (stop, stopped) = oneshot::channel();
-        let (elected, leading) = watch::channel(None);
-        let writer = Writer::new(Arc::clone(&access), cluster.conditions(), node, standings, leading, Arc::clone(metrics));
-        let campaign = Campaign::new(access, seat, elected, Arc::clone(metrics));
-        Some(Self { stop, campaign: tokio::spawn(campaign.run(stopped)), writer: tokio::spawn(writer.run()) })
+        let (elected, leads_until) = watch::channel(None);
+        let (metrics, complaints) = (&enforcer.metrics, &enforcer.untold);
+        let outcomes = enforcer.outcomes.subscribe();
+        let campaign = Campaign::new(Arc::clone(&access), seat, elected, Arc::clone(metrics), complaints.clone());
+        let writer = Writer {
+            access,
+            node: enforcer.node.clone(),
+            outcomes: outcomes.clone(),
+            conditions: cluster.conditions(),
+            leads_until,
+            metrics: Arc::clone(metrics),
+            complaints: complaints.clone(),
+        };
+        let campaign = tokio::spawn(campaign.run(outcomes, stopped));
+        Some(Self { stop, campaign, writer: tokio::spawn(writer.run()) })
     }
 
-    /// Ends, and gives the Lease back if this agent has it, so that another need not wait until it is over.
+    /// Ends, and gives the Lease back if this agent has it, so that the next one need not wait until it is over.
     pub(crate) async fn stop(self) {
         self.writer.abort();
         drop(self.stop);

@@ -13,7 +13,8 @@ impl Enforcer {
     /// All problems: those of where facts come from, and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
         let kept = self.source_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
-        kept.cloned().chain(self.unplaced_problems()).chain(installer::problems(&self.complaints))
+        let of_others = installer::problems(&self.complaints).into_iter().chain(self.untold.problems());
+        kept.cloned().chain(self.unplaced_problems()).chain(of_others)
     }
 
     /// How many problems of a level there are.

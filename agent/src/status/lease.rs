@@ -1,27 +1,37 @@
 //! The Lease by which agents elect the one that writes: heard of by a watch on it alone, renewed by its holder.
 //!
-//! With the default of 30 seconds the holder writes it every 10, and each agent hears of that; each asks for its watch again every
-//! four to five minutes.
+//! The holder writes it every ten seconds, and each agent hears of that; each asks for its watch again every four to five
+//! minutes. Libraries for this compare the times that are written in the Lease with the own clock, or take what is over from
+//! its holder whether or not it was renewed meanwhile: with thousands of candidates that is several who write.
 
+use super::complaint::Complaints;
 use super::election::{Claim, Election, Holding, Next};
-use super::pace::{Doubling, PATIENCE};
+use super::outcome::Outcomes;
+use super::pace::{Doubling, PATIENCE, jittered};
 use crate::metrics::Metrics;
 use crate::watch::kube::{Access, words};
-use ::kube::Error;
-use ::kube::api::{Api, PostParams, WatchEvent, WatchParams};
 use futures_util::TryStreamExt;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
+use kube::Error;
+use kube::api::{Api, PostParams, WatchEvent, WatchParams};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
+/// As RBAC names it.
+pub(super) const KIND: &str = "leases.coordination.k8s.io";
+const READ: &str = "get, watch";
+const WRITE: &str = "create, update";
+
 /// Seconds after which a server ends the watch, at least; it is up to `WATCH_SPREAD` more.
 const WATCH_SECONDS: u32 = 240;
 const WATCH_SPREAD: u32 = 50;
-/// Between two attempts to watch, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(2));
+/// Between two attempts to watch.
+const PAUSES: Doubling = Doubling::new(Duration::from_millis(500), Duration::from_mins(2));
+/// A watch that stood for so long was worth something.
+const STEADY: Duration = Duration::from_mins(1);
 
 /// Which Lease, and as whom.
 #[derive(Clone, Debug)]
@@ -32,12 +42,19 @@ pub(super) struct Seat {
     pub(super) lasts: Duration,
 }
 
-/// An agent that stands for election, and renews the Lease while it has it.
-pub(super) struct Campaign {
+/// The way to the Lease.
+#[derive(Clone)]
+struct Way {
     access: Arc<Access>,
     seat: Seat,
-    elected: watch::Sender<Option<Instant>>,
     metrics: Arc<Metrics>,
+    complaints: Complaints,
+}
+
+/// An agent that stands for election, and renews the Lease while it has it.
+pub(super) struct Campaign {
+    way: Way,
+    elected: watch::Sender<Option<Instant>>,
     election: Election,
     /// When it got the Lease that it has.
     acquired: Option<MicroTime>,
@@ -50,54 +67,79 @@ impl Campaign {
         seat: Seat,
         elected: watch::Sender<Option<Instant>>,
         metrics: Arc<Metrics>,
+        complaints: Complaints,
     ) -> Self {
-        let election = Election::new(seat.holder.clone(), seat.lasts, Instant::now(), fastrand::f64());
-        Self { access, seat, elected, metrics, election, acquired: None }
+        let election = Election::new(seat.holder.clone(), seat.lasts);
+        Self { way: Way { access, seat, metrics, complaints }, elected, election, acquired: None }
     }
 
-    /// Until it is told to stop; gives back what it has.
-    pub(super) async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+    /// From when there is something to tell until it is told to stop; gives back what it has.
+    pub(super) async fn run(mut self, mut outcomes: watch::Receiver<Outcomes>, mut stopped: oneshot::Receiver<()>) {
+        self.way.metrics.leads(false);
+        tokio::select! {
+            told = outcomes.wait_for(Option::is_some) => if told.is_err() { return },
+            _ = &mut stopped => return,
+        }
         let (tell, mut told) = mpsc::channel(16);
-        let (access, seat) = (Arc::clone(&self.access), self.seat.clone());
-        let metrics = Arc::clone(&self.metrics);
-        let hearing = tokio::spawn(async move { hear(&access, &seat, &metrics, &tell).await });
+        let way = self.way.clone();
+        let hearing = tokio::spawn(async move { way.hear(&tell).await });
         loop {
             let now = Instant::now();
-            self.publish(now);
-            let until = match self.election.next(now) {
+            let over = self.publish(now);
+            let due = match self.election.next(now) {
                 Next::Write(claim) => {
                     self.write(claim).await;
                     continue;
                 }
-                Next::Wait(until) => until,
+                Next::Wait(due) => due,
             };
             // Who has it acts no longer when it is over, whether or not anything else happens then.
-            let over = self.election.leads_until(now);
-            let until = over.map_or(until, |over| until.min(over));
+            let until = [due, over].into_iter().flatten().min();
+            let moment = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                Some(lease) = told.recv() => self.election.heard(lease, Instant::now(), fastrand::f64()),
-                () = tokio::time::sleep_until(until.into()) => {}
+                Some(lease) = told.recv() => self.heard(lease),
+                () = moment => {}
                 _ = &mut stopped => break,
             }
         }
         hearing.abort();
         self.elected.send_replace(None);
         self.give_back().await;
-        self.metrics.leads(false);
+        self.way.metrics.leads(false);
     }
 
-    fn publish(&self, now: Instant) {
-        let until = self.election.leads_until(now);
-        let changed = self.elected.borrow().is_some() != until.is_some();
-        if changed {
-            let (lease, holder) = (&self.seat.name, &self.seat.holder);
-            tracing::info!(lease, holder, elected = until.is_some(), "election of the agent that writes policies' status");
+    fn heard(&mut self, lease: Option<Holding>) {
+        if lease.as_ref().and_then(|lease| lease.holder.as_ref()).is_some() {
+            // Whoever has it may write it; they are all one account.
+            self.way.complaints.taken(KIND, WRITE);
         }
-        self.metrics.leads(until.is_some());
+        self.election.heard(lease, Instant::now(), fastrand::f64());
+    }
+
+    /// Says until when this agent leads.
+    fn publish(&self, now: Instant) -> Option<Instant> {
+        let until = self.election.leads_until(now);
+        let mut before = None;
         self.elected.send_if_modified(|told| {
-            *told = until;
-            changed
+            before = std::mem::replace(told, until);
+            before != until
         });
+        if before.is_some() != until.is_some() {
+            let (lease, holder) = (&self.way.seat.name, &self.way.seat.holder);
+            tracing::info!(
+                lease,
+                holder,
+                elected = until.is_some(),
+                "election of the agent that writes policies' status"
+            );
+        }
+        self.way.metrics.leads(until.is_some());
+        until
     }
 
     async fn write(&mut self, claim: Claim) {
@@ -106,46 +148,56 @@ impl Campaign {
         if claim.acquires {
             self.acquired = Some(now.clone());
         }
-        let lease = self.lease(claim.over.clone(), claim.transitions, Some(self.seat.holder.clone()), now);
-        let api = self.api();
-        let written = tokio::time::timeout(PATIENCE, async {
+        let holder = Some(self.way.seat.holder.clone());
+        let lease = self.lease(claim.over.clone(), claim.transitions, holder, now);
+        let api = self.way.api();
+        let write = async {
             match &claim.over {
                 None => api.create(&PostParams::default(), &lease).await,
-                Some(_) => api.replace(&self.seat.name, &PostParams::default(), &lease).await,
+                Some(_) => api.replace(&self.way.seat.name, &PostParams::default(), &lease).await,
             }
-        });
-        let result = written.await;
-        self.metrics.status_written("lease", &result);
+        };
+        let result = tokio::time::timeout(PATIENCE, write).await;
+        let metrics = &self.way.metrics;
         match result {
-            Ok(Ok(lease)) => self.election.wrote(holding(lease), begun, Instant::now()),
-            Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => self.election.conflicted(Instant::now()),
-            Ok(Err(error)) => {
-                tracing::warn!(lease = self.seat.name, error = words(&error), "the Lease cannot be written");
-                renew_if_unknown(&self.access, &error).await;
-                self.election.failed(Instant::now());
+            Ok(Ok(lease)) => {
+                metrics.status_asked(KIND, "written");
+                self.way.complaints.taken(KIND, WRITE);
+                self.election.wrote(holding(lease), begun, Instant::now());
+                return;
             }
-            Err(_) => {
-                tracing::warn!(lease = self.seat.name, "the API server does not answer: the Lease is not written");
+            // Another was quicker.
+            Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
+                metrics.status_asked(KIND, "outdated");
                 self.election.failed(Instant::now());
+                if let Ok(lease) = self.way.read().await {
+                    self.heard(lease);
+                }
+                return;
+            }
+            Ok(Err(error)) => self.way.failed(&error, WRITE).await,
+            Err(_) => {
+                metrics.status_asked(KIND, "failed");
+                tracing::warn!(lease = self.way.seat.name, "the API server does not answer: the Lease is not written");
             }
         }
+        self.election.failed(Instant::now());
     }
 
     async fn give_back(&mut self) {
         let Some((version, transitions)) = self.election.to_give_back() else { return };
         let lease = self.lease(Some(version.to_owned()), transitions, None, MicroTime(Timestamp::now()));
-        let result = self.api().replace(&self.seat.name, &PostParams::default(), &lease).await;
-        if let Err(error) = result {
-            tracing::warn!(lease = self.seat.name, error = words(&error), "the Lease cannot be given back");
+        if let Err(error) = self.way.api().replace(&self.way.seat.name, &PostParams::default(), &lease).await {
+            self.way.failed(&error, WRITE).await;
         }
     }
 
     fn lease(&self, version: Option<String>, transitions: i32, holder: Option<String>, now: MicroTime) -> Lease {
-        let lasts = i32::try_from(self.seat.lasts.as_secs()).unwrap_or(i32::MAX);
+        let lasts = i32::try_from(self.way.seat.lasts.as_secs()).unwrap_or(i32::MAX);
         Lease {
             metadata: ObjectMeta {
-                name: Some(self.seat.name.clone()),
-                namespace: Some(self.seat.namespace.clone()),
+                name: Some(self.way.seat.name.clone()),
+                namespace: Some(self.way.seat.namespace.clone()),
                 resource_version: version,
                 ..ObjectMeta::default()
             },
@@ -160,68 +212,69 @@ impl Campaign {
             }),
         }
     }
+}
 
+impl Way {
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.access.client(), &self.seat.namespace)
     }
-}
 
-/// Reads the credentials anew if the server does not know them.
-pub(super) async fn renew_if_unknown(access: &Access, error: &Error) {
-    if let Error::Api(status) = error
-        && status.code == 401
-        && let Err(error) = access.renew().await
-    {
-        tracing::warn!(error = format!("{error:#}"), "credentials cannot be read anew");
+    /// The Lease, if there is one.
+    async fn read(&self) -> kube::Result<Option<Holding>> {
+        Ok(self.api().get_opt(&self.seat.name).await?.map(holding))
     }
-}
 
-/// Tells what becomes of the Lease.
-async fn hear(access: &Access, seat: &Seat, metrics: &Metrics, tell: &mpsc::Sender<Option<Holding>>) {
-    let mut pause = Doubling::new(PAUSES);
-    let mut said = false;
-    loop {
-        let begun = Instant::now();
-        match watch(access, seat, tell).await {
-            Ok(()) => {}
-            Err(error) => {
-                metrics.status_failed("lease", &error);
-                if !std::mem::replace(&mut said, true) {
-                    let (lease, namespace) = (&seat.name, &seat.namespace);
-                    tracing::warn!(lease, namespace, error = words(&error), "the Lease cannot be watched");
-                }
-                renew_if_unknown(access, &error).await;
+    /// Tells what becomes of the Lease.
+    async fn hear(&self, tell: &mpsc::Sender<Option<Holding>>) {
+        let mut pauses = PAUSES;
+        loop {
+            let begun = Instant::now();
+            if let Err(error) = self.watch(tell).await {
+                self.failed(&error, READ).await;
             }
+            if begun.elapsed() > STEADY {
+                pauses = PAUSES;
+            }
+            tokio::time::sleep(jittered(pauses.next())).await;
         }
-        if begun.elapsed() > PAUSES.1 {
-            pause = Doubling::new(PAUSES);
-            said = false;
-        }
-        tokio::time::sleep(pause.next().mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
-}
 
-/// One watch: what there is, then what changes, until the server ends it.
-async fn watch(access: &Access, seat: &Seat, tell: &mpsc::Sender<Option<Holding>>) -> ::kube::Result<()> {
-    let seconds = WATCH_SECONDS + fastrand::u32(..WATCH_SPREAD);
-    let parameters = WatchParams::default().timeout(seconds).fields(&format!("metadata.name={}", seat.name));
-    let api = Api::<Lease>::namespaced(access.client(), &seat.namespace);
-    // No version: what there is comes first.
-    let mut events = std::pin::pin!(api.watch(&parameters, "").await?);
-    let patience = Duration::from_secs(u64::from(seconds)) + PATIENCE;
-    while let Ok(event) = tokio::time::timeout(patience, events.try_next()).await {
-        let lease = match event? {
-            Some(WatchEvent::Added(lease) | WatchEvent::Modified(lease)) => Some(holding(lease)),
-            Some(WatchEvent::Deleted(_)) => None,
-            Some(WatchEvent::Bookmark(_)) => continue,
-            Some(WatchEvent::Error(status)) => return Err(Error::Api(status.boxed())),
-            None => break,
-        };
-        if tell.send(lease).await.is_err() {
-            break;
+    /// One watch: what there is, then what changes, until the server ends it.
+    async fn watch(&self, tell: &mpsc::Sender<Option<Holding>>) -> kube::Result<()> {
+        // A watch says nothing of what is not there.
+        let there = self.read().await?;
+        let seconds = WATCH_SECONDS + fastrand::u32(..WATCH_SPREAD);
+        let parameters = WatchParams::default().timeout(seconds).fields(&format!("metadata.name={}", self.seat.name));
+        // No version: it begins with what there is by then.
+        let mut events = std::pin::pin!(self.api().watch(&parameters, "").await?);
+        self.complaints.taken(KIND, READ);
+        let patience = Duration::from_secs(u64::from(seconds)) + PATIENCE;
+        let mut last = Some(there);
+        loop {
+            if let Some(lease) = last.take()
+                && tell.send(lease).await.is_err()
+            {
+                return Ok(());
+            }
+            // A server that says nothing for longer than a watch may last is gone.
+            let Ok(event) = tokio::time::timeout(patience, events.try_next()).await else { return Ok(()) };
+            last = match event? {
+                Some(WatchEvent::Added(lease) | WatchEvent::Modified(lease)) => Some(Some(holding(lease))),
+                Some(WatchEvent::Deleted(_)) => Some(None),
+                Some(WatchEvent::Bookmark(_)) => None,
+                Some(WatchEvent::Error(status)) => return Err(Error::Api(status.boxed())),
+                None => return Ok(()),
+            };
         }
     }
-    Ok(())
+
+    /// Counts and says what failed, and reads the credentials anew if the server does not know them.
+    async fn failed(&self, error: &Error, verbs: &'static str) {
+        let (lease, namespace) = (&self.seat.name, &self.seat.namespace);
+        self.metrics.status_asked(KIND, self.complaints.failed(KIND, verbs, error));
+        tracing::warn!(lease, namespace, verbs, error = words(error), "the Lease cannot be read or written");
+        self.access.renew_if_unknown(error).await;
+    }
 }
 
 fn holding(lease: Lease) -> Holding {
