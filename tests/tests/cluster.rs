@@ -19,6 +19,8 @@ mod plugins;
 mod proxies;
 #[path = "cluster/rights.rs"]
 mod rights;
+#[path = "cluster/status.rs"]
+mod status;
 #[path = "cluster/town.rs"]
 mod town;
 #[path = "cluster/wiring.rs"]

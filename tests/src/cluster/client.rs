@@ -81,9 +81,12 @@ impl Cluster {
     /// Writes a kubeconfig with a token of a service account, in place of the one before.
     pub fn kubeconfig(&self, namespace: &str, account: &str) -> anyhow::Result<PathBuf> {
         let user = json!({ "token": self.token(namespace, account)? });
+        let mut config = self.keys.kubeconfig(&user);
+        // A pod's credentials, too, are of its own namespace.
+        config["contexts"][0]["context"]["namespace"] = json!(namespace);
         let path = self.directory.join(format!("{namespace}-{account}.kubeconfig"));
         let unfinished = path.with_extension("new");
-        fs::write(&unfinished, self.keys.kubeconfig(&user).to_string()).context("cannot write a kubeconfig")?;
+        fs::write(&unfinished, config.to_string()).context("cannot write a kubeconfig")?;
         fs::rename(&unfinished, &path).context("cannot rename a kubeconfig")?;
         Ok(path)
     }
