@@ -62,6 +62,10 @@ pub struct Given {
     /// Where the container runtime looks for plugins.
     #[arg(long, env = "REEVE_CNI_BIN_DIR", global = true)]
     pub cni_bin_dir: Option<PathBuf>,
+    /// Name of the Lease by which agents elect the one that tells the cluster how policies stand, in the namespace of the
+    /// credentials; empty: this agent tells nothing.
+    #[arg(long, env = "REEVE_STATUS_LEASE")]
+    pub status_lease: Option<String>,
     /// `max_entries` by map name, in the TOML file only.
     #[arg(skip)]
     pub map_entries: BTreeMap<String, u32>,
@@ -100,6 +104,7 @@ pub struct Config {
     pub attest_interval: u64,
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dir: Option<PathBuf>,
+    pub status_lease: String,
     pub map_entries: BTreeMap<String, u32>,
 }
 
@@ -224,6 +229,7 @@ impl Given {
             attest_interval: positive("attest-interval", attest_interval)?,
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             cni_bin_dir: self.cni_bin_dir.or(file.cni_bin_dir),
+            status_lease: self.status_lease.or(file.status_lease).unwrap_or_else(|| "reeve-status".to_owned()),
             map_entries: file.map_entries,
         })
     }

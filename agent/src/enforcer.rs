@@ -29,6 +29,7 @@ use crate::datapath::{Attachments, Loaded};
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::standing::Standings;
+use crate::status::{self, Outcomes};
 use crate::unseen::Unseen;
 use crate::upgrade::Upgrade;
 use crate::watch::Source;
@@ -50,6 +51,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// What numbers stand for, shared with those who write records.
 pub type SharedDictionary = Arc<RwLock<Dictionary>>;
@@ -93,6 +95,10 @@ pub struct Enforcer {
     pub(crate) problems: Vec<Problem>,
     /// What became of each policy.
     pub(crate) standings: Standings,
+    /// What there is to tell the cluster of it, for who does.
+    pub(crate) outcomes: watch::Sender<Outcomes>,
+    /// What of it the API server does not take.
+    pub(crate) untold: status::Complaints,
     /// What in the kernel was found otherwise than it should be, until a whole look finds nothing.
     pub(crate) drift: Vec<Problem>,
     /// The settings that are to stay.

@@ -17,6 +17,7 @@ pub mod records;
 pub mod run;
 pub mod seed;
 mod standing;
+mod status;
 mod sweep;
 pub mod uninstall;
 mod unseen;

@@ -55,6 +55,15 @@ pub struct KindLabels {
     pub kind: String,
 }
 
+/// A kind of object, and how a request ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// As RBAC names it.
+    pub kind: String,
+    /// From a set that is closed in the code.
+    pub state: String,
+}
+
 /// What became of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FateLabels {
@@ -103,6 +112,9 @@ pub struct Metrics {
     pub watch_up: Family<KindLabels, Gauge>,
     pub watch_lists: Family<KindLabels, Counter>,
     pub watch_failures: Family<KindLabels, Counter>,
+    pub status_leader: Gauge,
+    pub status_due: Gauge,
+    pub status_requests: Family<RequestLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -143,6 +155,9 @@ impl Default for Metrics {
             watch_up: Family::default(),
             watch_lists: Family::default(),
             watch_failures: Family::default(),
+            status_leader: Gauge::default(),
+            status_due: Gauge::default(),
+            status_requests: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("verdicts", "Verdicts recorded, by decider", metrics.verdicts.clone());
@@ -194,6 +209,9 @@ impl Default for Metrics {
         registry.register("watch_up", "Whether a kind is heard of", metrics.watch_up.clone());
         registry.register("watch_lists", "Lists of a kind that came whole", metrics.watch_lists.clone());
         registry.register("watch_failures", "Lists and watches of a kind that failed", metrics.watch_failures.clone());
+        registry.register("status_leader", "Whether this agent tells the cluster", metrics.status_leader.clone());
+        registry.register("status_due", "What the cluster is yet to be told", metrics.status_due.clone());
+        registry.register("status_requests", "Requests to tell the cluster", metrics.status_requests.clone());
         let build = prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's build", build);
         metrics
@@ -296,6 +314,21 @@ impl Metrics {
             self.watch_objects.get_or_create(&labels).set(gauge(objects));
             self.watch_up.get_or_create(&labels).set(i64::from(up));
         }
+    }
+
+    /// Whether this agent is the one that tells the cluster how policies stand.
+    pub(crate) fn leads(&self, leads: bool) {
+        self.status_leader.set(i64::from(leads));
+    }
+
+    /// So many things are to be told to the cluster by this agent, and are not told yet.
+    pub(crate) fn status_left(&self, count: usize) {
+        self.status_due.set(gauge(count));
+    }
+
+    /// A request about an object of this kind ended in this way.
+    pub(crate) fn status_asked(&self, kind: &str, how: &str) {
+        self.status_requests.get_or_create(&RequestLabels { kind: kind.to_owned(), state: how.to_owned() }).inc();
     }
 
     /// Takes the enforcer's state over.

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::enforcer::{Enforcer, Scope};
 use crate::metrics::Metrics;
 use crate::records::{Live, Recorder};
+use crate::status::Teller;
 use crate::watch::Source;
 use crate::windows::Windows;
 use anyhow::Context;
@@ -119,6 +120,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // What the last agent left is told before this one changes anything.
     report(windows.look(&mut enforcer), "what was counted before cannot be told");
 
+    let teller = Teller::start(&config, &enforcer);
     look_patiently(&mut enforcer).await;
     enforcer.tidy_up();
     if let Some(installer) = installer {
@@ -214,6 +216,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         biased;
         written = windows.written() => report(windows.finish(&mut enforcer, written), "counts that were told stay"),
         () = std::future::ready(()) => {}
+    }
+    if let Some(teller) = teller {
+        teller.stop().await;
     }
     tracing::info!("stopping; what is pinned goes on enforcing");
     Ok(())

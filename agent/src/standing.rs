@@ -3,6 +3,7 @@
 //! Invariant: telling never delays enforcing: a step without policies among its changes costs a look at each change. What is
 //! gone is forgotten, so this is as small as what there is.
 
+use crate::status::Outcome;
 use reeve_flow::time::Timestamp;
 use reeve_policy::engine::Engine;
 use reeve_policy::model::{Level, Policy, Problem, Rules, World};
@@ -26,7 +27,7 @@ pub(crate) enum State {
 /// One policy as it stands.
 #[derive(Debug)]
 pub(crate) struct Standing<'a> {
-    key: &'a ObjectKey,
+    pub(crate) key: &'a ObjectKey,
     entry: &'a Entry,
     pub(crate) state: State,
     problems: Vec<&'a Problem>,
@@ -126,6 +127,7 @@ impl Standings {
                 _ => {}
             }
         }
+        self.stirred |= !took.is_empty();
         took
     }
 
@@ -188,6 +190,23 @@ impl State {
 }
 
 impl Standing<'_> {
+    /// It as the cluster is told of it; nothing, while it may still come to stand otherwise.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        // What is refused is so as soon as it is compiled; nothing else counts before the kernel has it.
+        let certain = match self.state {
+            State::Refused => self.entry.compiled.is_some(),
+            State::Accepted | State::Narrowed => self.entry.active.is_some(),
+        };
+        certain.then(|| Outcome {
+            key: self.key.clone(),
+            version: self.entry.version.clone(),
+            uid: self.entry.uid.clone(),
+            generation: self.entry.generation,
+            state: self.state,
+            problems: self.problems.iter().filter(|one| one.level == Level::Warning).copied().cloned().collect(),
+        })
+    }
+
     /// As `GET /policies` tells it, where both clocks read this.
     pub(crate) fn told(&self, now: Instant, wall: SystemTime) -> Value {
         let (key, entry) = (self.key, self.entry);

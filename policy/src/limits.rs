@@ -65,9 +65,9 @@ pub(crate) fn refuse(world: &World, image: &Image, limits: &Limits) -> Option<Re
         let hidden = previewed.map(|policy| Problem {
             level: Level::Warning,
             object: policy.reference.to_string(),
-            field: "spec".to_owned(),
-            value: String::new(),
-            what: format!("with the staged policies {needed} rows of map {map} are needed, which has room for {room}"),
+            field: format!("map {map}"),
+            value: room.to_string(),
+            what: format!("with the staged policies {needed} rows are needed"),
             effect: "staged policies are not shown in records; what is enforced is as without them".to_owned(),
         });
         let hidden: Vec<Problem> = hidden.collect();
@@ -98,9 +98,9 @@ pub(crate) fn refuse(world: &World, image: &Image, limits: &Limits) -> Option<Re
     let problems = policies.iter().map(|policy| Problem {
         level: Level::Warning,
         object: policy.reference.to_string(),
-        field: "spec".to_owned(),
-        value: String::new(),
-        what: format!("all policies together need {needed} rows of map {map}, which has room for {room}"),
+        field: format!("map {map}"),
+        value: room.to_string(),
+        what: format!("all policies together need {needed} rows"),
         effect: "the policy is refused: it denies everything for the workloads it selects, in its directions"
             .to_owned(),
     });

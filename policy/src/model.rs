@@ -462,7 +462,8 @@ pub struct Problem {
     pub level: Level,
     /// `Kind/namespace/name`, `Kind/name`, or a file's path.
     pub object: String,
-    /// Path of the field, such as `spec.ingress[0].ports[1].port`; empty for the whole object.
+    /// Path of the field, such as `spec.ingress[0].ports[1].port`; empty for the whole object; `map NAME` if a map of the
+    /// node has no room for it.
     pub field: String,
     /// The value as written (shortened if long).
     pub value: String,
@@ -470,6 +471,13 @@ pub struct Problem {
     pub what: String,
     /// What it means for enforcement.
     pub effect: String,
+}
+
+impl Problem {
+    /// Whether it is about the room that this node has, so that other nodes may have none of it.
+    pub fn is_of_node(&self) -> bool {
+        self.field.starts_with("map ")
+    }
 }
 
 /// All facts and policies that hold at one revision, in evaluation order. What the oracle and the compiler read.

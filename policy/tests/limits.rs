@@ -54,6 +54,9 @@ fn the_last_policy_is_refused_first_and_honoured_again_when_there_is_room() {
     let told: Vec<&str> = update.problems.iter().map(|problem| problem.object.as_str()).collect();
     assert_eq!(told, [tight.world().tiers.iter().flat_map(|(_, all)| all).last().unwrap().reference.to_string()]);
     assert!(told[0].contains("second"), "{told:?}");
+    let problem = &update.problems[0];
+    assert_eq!((problem.field.as_str(), problem.value.as_str()), ("map RANGES", (all - 1).to_string().as_str()));
+    assert!(problem.is_of_node(), "{problem:?}");
     assert_eq!(decision(&tight, "server").verdict, Verdict::Allow);
     let refused = decision(&tight, "other");
     assert_eq!((refused.verdict, refused.decider), (Verdict::Deny, Decider::Default(DefaultDecider::RefusedPolicy)));

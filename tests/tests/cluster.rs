@@ -35,6 +35,8 @@ mod plugins;
 mod proxies;
 #[path = "cluster/rights.rs"]
 mod rights;
+#[path = "cluster/status.rs"]
+mod status;
 #[path = "cluster/takeover.rs"]
 mod takeover;
 #[path = "cluster/town.rs"]

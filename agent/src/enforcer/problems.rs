@@ -14,10 +14,9 @@ impl Enforcer {
     /// All problems: those of where facts come from, and those of objects.
     pub(crate) fn all_problems(&self) -> impl Iterator<Item = Problem> {
         let kept = self.source_problems.iter().chain(&self.problems).chain(&self.drift).chain(&self.crowded);
-        kept.cloned()
-            .chain(self.unplaced_problems())
-            .chain(installer::problems(&self.complaints))
-            .chain(self.unseen.problems(Instant::now()))
+        let of_others = installer::problems(&self.complaints).into_iter().chain(self.untold.problems());
+        let of_pods = self.unplaced_problems().into_iter().chain(self.unseen.problems(Instant::now()));
+        kept.cloned().chain(of_pods).chain(of_others)
     }
 
     /// How many problems of a level there are.

@@ -18,6 +18,7 @@ use crate::datapath::{Adopted, Attachments, Loaded, Maps, Pins, adopt, embedded_
 use crate::dictionary::DictionaryFile;
 use crate::metrics::Metrics;
 use crate::standing::Standings;
+use crate::status;
 use crate::unseen::Unseen;
 use crate::upgrade;
 use crate::watch::Source;
@@ -31,6 +32,7 @@ use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
+use tokio::sync::watch;
 
 impl Enforcer {
     /// Loads the programs, adopting what an earlier agent pinned; enforcement is as it was until the first step.
@@ -117,6 +119,8 @@ impl Enforcer {
             source_problems: Vec::new(),
             problems: Vec::new(),
             standings: Standings::default(),
+            outcomes: watch::Sender::new(None),
+            untold: status::Complaints::default(),
             drift: Vec::new(),
             settings: None,
             stood_at: None,

@@ -10,12 +10,14 @@ use crate::datapath::grace::grace;
 use crate::datapath::reconcile::{self, Known};
 use crate::datapath::room::AddressRoom;
 use crate::datapath::{MapError, adopt, discover};
+use crate::status::Outcome;
 use anyhow::Context;
 use reeve_abi::ids::WorkloadId;
 use reeve_abi::stats;
 use reeve_policy::plan::Op;
 use reeve_policy::provenance::DictionaryEntry;
 use reeve_policy::store::Change;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two counts of the maps that traffic fills.
@@ -42,7 +44,7 @@ impl Enforcer {
             self.remember();
         }
         if self.standings.take_stirred() {
-            self.metrics.policies_stand(&self.standings.look(&self.engine, &self.problems));
+            self.tell_standings();
         }
         self.metrics.observe(self);
     }
@@ -60,6 +62,21 @@ impl Enforcer {
         // Counts that cannot be read are an error, which writing them down tells.
         if now.is_none() || now != self.remembered {
             self.remember();
+        }
+    }
+
+    /// How policies stand, for metrics and for the cluster.
+    fn tell_standings(&self) {
+        let standings = self.standings.look(&self.engine, &self.problems);
+        self.metrics.policies_stand(&standings);
+        // Before anything is enforced, nobody knows of all policies; with manifests, nobody asks.
+        if self.active > 0 && !self.outcomes.is_closed() {
+            let outcomes = Outcome::all(&standings);
+            self.outcomes.send_if_modified(|told| {
+                let news = told.as_deref() != Some(&outcomes);
+                *told = Some(Arc::new(outcomes));
+                news
+            });
         }
     }
 
@@ -159,6 +176,9 @@ impl Enforcer {
 
     /// The kernel enforces what the engine has.
     pub(crate) fn activate(&mut self) {
+        if self.active == 0 {
+            self.standings.stir();
+        }
         self.active = self.revision();
         for took in self.standings.activated(&self.engine, Instant::now()) {
             self.metrics.policy_active(took);

@@ -12,20 +12,23 @@ mod told;
 
 pub use access::Access;
 pub(crate) use access::connect;
+pub(crate) use stream::words;
 
 use super::Scan;
 use crate::metrics::Metrics;
 use crate::run::Wake;
+use crate::status::{Condition, Conditions};
 use inbox::{Discovery, Failure, Inbox, Listed};
 use reeve_policy::model::World;
 use serde_json::Value;
 use std::sync::{Arc, Mutex};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// A cluster whose objects are watched.
 #[derive(Debug)]
 pub struct Cluster {
+    access: Arc<Access>,
     shared: Arc<Shared>,
     discovering: JoinHandle<()>,
 }
@@ -38,11 +41,20 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+/// An object, as it is told.
+#[derive(Debug)]
+struct Told {
+    /// What facts are made of.
+    value: Value,
+    /// Ours in its status.
+    condition: Option<Condition>,
+}
+
 /// What a watch hears.
 #[derive(Debug)]
 enum Heard<'a> {
     ListBegins { name: &'a str },
-    Applied { name: &'a str, value: Value, listed: Listed },
+    Applied { name: &'a str, object: Told, listed: Listed },
     Deleted { name: &'a str, value: Value },
     ListEnds { name: &'a str },
     Stands { name: &'a str },
@@ -53,8 +65,19 @@ impl Cluster {
     /// Begins to watch.
     pub(super) fn watch(access: Access, wake: mpsc::Sender<Wake>, metrics: Arc<Metrics>) -> Self {
         let shared = Arc::new(Shared { inbox: Mutex::default(), wake, metrics });
-        let discovering = tokio::spawn(discovery::follow(Arc::new(access), Arc::clone(&shared)));
-        Self { shared, discovering }
+        let access = Arc::new(access);
+        let discovering = tokio::spawn(discovery::follow(Arc::clone(&access), Arc::clone(&shared)));
+        Self { access, shared, discovering }
+    }
+
+    /// The way to the API server.
+    pub(crate) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access)
+    }
+
+    /// Our conditions in the status of policies, as they are and whenever they change.
+    pub(crate) fn conditions(&self) -> watch::Receiver<Conditions> {
+        self.shared.lock().conditions()
     }
 
     /// What was heard since the last look.
@@ -88,7 +111,11 @@ impl Shared {
         let mut inbox = self.lock();
         match heard {
             Heard::ListBegins { name } => inbox.list_begins(name),
-            Heard::Applied { name, value, listed } => inbox.apply(name, value, listed),
+            Heard::Applied { name, object, listed } => {
+                if !inbox.apply(name, object, listed) {
+                    return;
+                }
+            }
             Heard::Deleted { name, value } => inbox.delete(name, &value),
             Heard::ListEnds { name } => {
                 self.metrics.listed(name);

@@ -96,6 +96,8 @@ impl Cluster {
         by: Option<&Relay>,
     ) -> anyhow::Result<PathBuf> {
         let mut config = self.keys.kubeconfig(&json!({ "token": self.token(namespace, account)? }));
+        // A pod's credentials, too, are of its own namespace.
+        config["contexts"][0]["context"]["namespace"] = json!(namespace);
         if let Some(relay) = by {
             config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", relay.address()));
         }

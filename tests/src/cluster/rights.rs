@@ -65,18 +65,20 @@ impl Cluster {
         self.apply(&self.rights(namespace, account)?)
     }
 
-    /// What the chart's role grants, a resource each.
+    /// What the chart's roles grant, a resource each.
     pub fn granted(&self) -> anyhow::Result<Vec<Rule>> {
         let objects = self.rights("any", "any")?;
-        let role = objects.iter().find(|object| object["kind"] == "ClusterRole").context("no ClusterRole")?;
         let words = |value: &Value| -> Vec<String> {
             value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let mut rules = Vec::new();
-        for rule in role["rules"].as_array().context("the ClusterRole has no rules")? {
-            for group in words(&rule["apiGroups"]) {
-                for resource in words(&rule["resources"]) {
-                    rules.push(Rule { group: group.clone(), resource, verbs: words(&rule["verbs"]) });
+        for kind in ["ClusterRole", "Role"] {
+            let role = objects.iter().find(|object| object["kind"] == kind).with_context(|| format!("no {kind}"))?;
+            for rule in role["rules"].as_array().with_context(|| format!("the {kind} has no rules"))? {
+                for group in words(&rule["apiGroups"]) {
+                    for resource in words(&rule["resources"]) {
+                        rules.push(Rule { group: group.clone(), resource, verbs: words(&rule["verbs"]) });
+                    }
                 }
             }
         }

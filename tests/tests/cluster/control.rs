@@ -109,7 +109,7 @@ fn chart_is_taken_by_the_api_server_as_it_is_and_with_every_setting() {
     let monitor = ["--set", "metrics.serviceMonitor.enabled=true"];
     for arguments in [
         &[][..],
-        &["--set", "cni.enabled=false,networkPolicy.enabled=false,image.tag=1"],
+        &["--set", "cni.enabled=false,networkPolicy.enabled=false,status.enabled=false,image.tag=1"],
         &["--set", "agent.mapEntries.FLOWS=65536,podLabels.team=net,imagePullSecrets[0].name=key"],
     ] {
         let objects = town.cluster.rendered(&town.name, "reeve", arguments).expect("a chart");

@@ -55,3 +55,21 @@ fn uninstalling_hook_is_no_root_and_may_touch_its_own_daemonset_only() {
     let cluster_wide = |object: &&Value| object["kind"] == "ClusterRole";
     assert_eq!(objects.iter().filter(cluster_wide).count(), 1, "the agent's own");
 }
+
+#[test]
+fn chart_without_status_grants_nothing_but_reading_and_agents_do_not_try() {
+    if skipped_without_agent() {
+        return;
+    }
+    let town = Town::new("reading", Company::Shared);
+    let check = |enabled: bool| {
+        let status = format!("status.enabled={enabled}");
+        let objects = town.cluster.rendered("any", "mine", &["--no-hooks", "--set", &status]).expect("a chart");
+        let of = |kind: &str| objects.iter().filter(|object| object["kind"] == kind).collect::<Vec<_>>();
+        let rules = of("ClusterRole")[0]["rules"].as_array().expect("rules");
+        let reads = rules.iter().all(|rule| rule["verbs"] == json!(["list", "watch"]));
+        let settings = of("ConfigMap")[0]["data"]["agent.toml"].as_str().expect("text");
+        (reads, of("Role").len(), settings.contains("status-lease = \"\""))
+    };
+    assert_eq!((check(false), check(true)), ((true, 0, true), (false, 1, false)));
+}

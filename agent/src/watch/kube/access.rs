@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 const RENEW_AFTER: Duration = Duration::from_secs(10);
 
 /// A way to the API server.
-#[allow(missing_debug_implementations, reason = "holds a client, which has none")]
 pub struct Access {
     kubeconfig: Option<PathBuf>,
     client: Mutex<(Client, Instant)>,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("kubeconfig", &self.kubeconfig).finish_non_exhaustive()
+    }
 }
 
 impl Access {
@@ -25,12 +30,27 @@ impl Access {
     }
 
     /// The client of now.
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client.lock().expect("nobody panics while taking the client").0.clone()
     }
 
+    /// The namespace that the credentials are of.
+    pub(crate) fn namespace(&self) -> String {
+        self.client().default_namespace().to_owned()
+    }
+
+    /// Reads the credentials anew, if an answer says that the server does not know them.
+    pub(crate) async fn renew_if_unknown(&self, error: &::kube::Error) {
+        if let ::kube::Error::Api(status) = error
+            && status.code == 401
+            && let Err(error) = self.renew().await
+        {
+            tracing::warn!(error = format!("{error:#}"), "credentials cannot be read anew");
+        }
+    }
+
     /// Reads the credentials anew, as the server takes those of before no longer; some files are replaced before they end.
-    pub(super) async fn renew(&self) -> anyhow::Result<()> {
+    async fn renew(&self) -> anyhow::Result<()> {
         let due = |read: Instant| read.elapsed() >= RENEW_AFTER;
         if !due(self.client.lock().expect("nobody panics while taking the client").1) {
             return Ok(());

@@ -70,10 +70,7 @@ pub(super) async fn follow(access: Arc<Access>, shared: Arc<Shared>) {
                 let failure = Failure { what: words(&error), since, forbidden: false };
                 tracing::warn!(error = failure.what, "the API server does not say what it serves");
                 shared.discovered(if once { Discovery::Old(failure) } else { Discovery::Failing(failure) });
-                if matches!(&error, Error::Api(status) if status.code == 401) {
-                    // It is said when watches fail.
-                    let _ = access.renew().await;
-                }
+                access.renew_if_unknown(&error).await;
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 continue;

@@ -3,11 +3,14 @@
 //! Invariant: an object that a new list lacks is deleted, once the list is whole; until then it holds.
 
 use super::super::Scan;
+use super::Told;
 use super::resources::Resource;
+use crate::status::Conditions;
 use reeve_policy::model::{Level, Problem};
 use reeve_policy::store::{Change, Object, ObjectKey};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::watch;
 
 /// Where objects are found, as problems say it.
 const ORIGIN: &str = "the API server";
@@ -23,6 +26,8 @@ pub(super) struct Inbox {
     heard: BTreeMap<ObjectKey, Option<Value>>,
     /// Objects in force, as text, but for pods: there are many, and the engine has what there is to know of them.
     kept: BTreeMap<ObjectKey, Box<str>>,
+    /// Ours in the status of policies: no facts, and told to who writes them.
+    conditions: watch::Sender<Conditions>,
     /// Whether everything that was served then was known at once.
     whole: bool,
     /// What keeps it from being known which kinds are served.
@@ -89,16 +94,16 @@ impl Inbox {
         }
     }
 
-    /// An object is there; `listed`: as part of a list.
-    pub(super) fn apply(&mut self, name: &str, value: Value, listed: Listed) {
-        let Some(kind) = self.kinds.get_mut(name) else { return };
-        let place = place(&value);
+    /// An object is there; `listed`: as part of a list. Whether that is news.
+    pub(super) fn apply(&mut self, name: &str, object: Told, listed: Listed) -> bool {
+        let Some(kind) = self.kinds.get_mut(name) else { return false };
+        let place = place(&object.value);
         let key = kind.resource.key(&place);
         match listed {
             Listed::InList => kind.listing.insert(place),
             Listed::Alone => kind.known.insert(place),
         };
-        self.put(key, Some(value));
+        self.put(key, Some(object))
     }
 
     /// An object is gone.
@@ -118,7 +123,9 @@ impl Inbox {
         kind.known = listing;
         kind.listed = true;
         kind.failure = None;
-        gone.into_iter().for_each(|key| self.put(key, None));
+        for key in gone {
+            self.put(key, None);
+        }
     }
 
     /// The watch stands, or does not.
@@ -131,13 +138,32 @@ impl Inbox {
         };
     }
 
-    fn put(&mut self, key: ObjectKey, value: Option<Value>) {
+    /// What an object is now; whether that is news. A status that changes is none, ours least of all: no agent of the cluster
+    /// has to compile anything because one of them has written it.
+    fn put(&mut self, key: ObjectKey, object: Option<Told>) -> bool {
+        let (value, condition) = object.map_or((None, None), |object| (Some(object.value), object.condition));
+        self.conditions.send_if_modified(|known| match condition {
+            Some(condition) => known.insert(key.clone(), condition.clone()) != Some(condition),
+            None => known.remove(&key).is_some(),
+        });
         match &value {
-            Some(value) if key.kind != "Pod" => drop(self.kept.insert(key.clone(), value.to_string().into())),
+            Some(value) if key.kind != "Pod" => {
+                let text = Box::<str>::from(value.to_string());
+                if self.kept.get(&key) == Some(&text) {
+                    return false;
+                }
+                self.kept.insert(key.clone(), text);
+            }
             Some(_) => {}
             None => drop(self.kept.remove(&key)),
         }
         self.heard.insert(key, value);
+        true
+    }
+
+    /// Those who want to know of our conditions.
+    pub(super) fn conditions(&self) -> watch::Receiver<Conditions> {
+        self.conditions.subscribe()
     }
 
     /// What was heard since this was asked last.
@@ -241,6 +267,7 @@ fn forbidden(name: &str, why: &Failure, whole: bool) -> Problem {
 mod tests {
     use super::super::resources::built_in;
     use super::*;
+    use crate::status;
     use serde_json::json;
 
     const PODS: &str = "pods";
@@ -255,6 +282,10 @@ mod tests {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"}})
     }
 
+    fn object(value: Value) -> Told {
+        Told { value, condition: None }
+    }
+
     fn told(scan: &Scan) -> Vec<String> {
         let name = |change: &Change| match change {
             Change::Apply(object) => format!("+{}", object.value["metadata"]["name"].as_str().unwrap_or_default()),
@@ -266,7 +297,9 @@ mod tests {
 
     fn list(inbox: &mut Inbox, names: &[&str]) {
         inbox.list_begins(PODS);
-        names.iter().for_each(|name| inbox.apply(PODS, pod(name), Listed::InList));
+        for name in names {
+            inbox.apply(PODS, object(pod(name)), Listed::InList);
+        }
         inbox.list_ends(PODS);
     }
 
@@ -276,7 +309,7 @@ mod tests {
         list(&mut inbox, &["a", "b"]);
         assert_eq!(told(&inbox.take()), ["+a", "+b"]);
         inbox.list_begins(PODS);
-        inbox.apply(PODS, pod("b"), Listed::InList);
+        inbox.apply(PODS, object(pod("b")), Listed::InList);
         assert_eq!(told(&inbox.take()), ["+b"]);
         inbox.list_ends(PODS);
         assert_eq!(told(&inbox.take()), ["-a"]);
@@ -288,7 +321,7 @@ mod tests {
         list(&mut inbox, &["a"]);
         inbox.take();
         inbox.list_begins(PODS);
-        inbox.apply(PODS, pod("b"), Listed::InList);
+        inbox.apply(PODS, object(pod("b")), Listed::InList);
         assert_eq!(told(&inbox.take()), ["+b"]);
         // The next one has neither: both are gone.
         list(&mut inbox, &[]);
@@ -299,11 +332,11 @@ mod tests {
     fn only_the_last_that_was_heard_of_an_object_is_told() {
         let mut inbox = inbox();
         list(&mut inbox, &[]);
-        inbox.apply(PODS, pod("a"), Listed::Alone);
+        inbox.apply(PODS, object(pod("a")), Listed::Alone);
         inbox.delete(PODS, &pod("a"));
-        inbox.apply(PODS, pod("b"), Listed::Alone);
+        inbox.apply(PODS, object(pod("b")), Listed::Alone);
         inbox.delete(PODS, &pod("b"));
-        inbox.apply(PODS, pod("b"), Listed::Alone);
+        inbox.apply(PODS, object(pod("b")), Listed::Alone);
         assert_eq!(told(&inbox.take()), ["+b", "-a"]);
     }
 
@@ -357,7 +390,50 @@ mod tests {
         inbox.take();
         inbox.end(PODS);
         assert_eq!(told(&inbox.take()), ["-a"]);
-        inbox.apply(PODS, pod("late"), Listed::Alone);
+        inbox.apply(PODS, object(pod("late")), Listed::Alone);
         assert_eq!(told(&inbox.take()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_status_that_changes_is_no_news_of_the_policy_and_ours_is_told_to_who_writes_it() {
+        let name = "clusternetworkpolicies.policy.networking.k8s.io";
+        let group = "policy.networking.k8s.io";
+        let mut inbox = Inbox { discovery: Discovery::Known, ..Inbox::default() };
+        inbox.begin(Resource::new(group, "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies"));
+        let mut conditions = inbox.conditions();
+        let policy = |generation: u32| {
+            let metadata = json!({ "name": "admin", "generation": generation });
+            json!({ "apiVersion": format!("{group}/v1alpha2"), "kind": "ClusterNetworkPolicy", "metadata": metadata })
+        };
+        let ours = |generation: u32| {
+            let condition = json!({
+                "type": "reeve/Accepted", "status": "True", "observedGeneration": generation,
+                "lastTransitionTime": "2026-01-01T00:00:00Z", "reason": "Accepted", "message": "",
+            });
+            let condition = status::own(group, &json!({ "status": { "conditions": [condition] } }));
+            Told { value: policy(generation), condition: Some(condition.expect("ours")) }
+        };
+        inbox.list_begins(name);
+        assert!(inbox.apply(name, object(policy(1)), Listed::InList));
+        inbox.list_ends(name);
+        assert_eq!((told(&inbox.take()), conditions.has_changed().expect("there")), (vec!["+admin".to_owned()], false));
+
+        assert!(!inbox.apply(name, ours(1), Listed::Alone), "only its status is another");
+        assert_eq!(told(&inbox.take()), Vec::<String>::new());
+        let known = |conditions: &mut watch::Receiver<Conditions>| {
+            let changed = conditions.has_changed().expect("there");
+            (changed, conditions.borrow_and_update().values().cloned().collect::<Vec<_>>())
+        };
+        assert_eq!(known(&mut conditions), (true, vec![ours(1).condition.expect("ours")]));
+        assert!(!inbox.apply(name, ours(1), Listed::Alone));
+        assert!(!known(&mut conditions).0, "the same again");
+        assert!(inbox.apply(name, ours(2), Listed::Alone), "another generation is another policy");
+        assert_eq!((told(&inbox.take()), known(&mut conditions).0), (vec!["+admin".to_owned()], true));
+
+        assert!(!inbox.apply(name, object(policy(2)), Listed::Alone), "somebody has taken it away");
+        assert_eq!(known(&mut conditions), (true, vec![]));
+        inbox.delete(name, &policy(2));
+        assert!(inbox.apply(name, object(policy(2)), Listed::Alone), "one that was deleted is news");
+        assert_eq!(told(&inbox.take()), ["+admin"]);
     }
 }

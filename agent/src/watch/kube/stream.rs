@@ -6,7 +6,8 @@
 use super::access::Access;
 use super::inbox::{Failure, Listed};
 use super::resources::{Resource, slim};
-use super::{Heard, Shared};
+use super::{Heard, Shared, Told};
+use crate::status;
 use ::kube::api::{Api, DynamicObject, ListParams, VersionMatch, WatchEvent, WatchParams};
 use futures_util::{StreamExt, TryStreamExt};
 use reeve_flow::time::Timestamp;
@@ -88,14 +89,10 @@ pub(super) async fn watch(access: &Access, resource: &Resource, shared: &Shared)
                 continue;
             }
             Ended::Failed(error) => {
-                let (failure, code) = failure(&error);
+                let failure = failure(&error);
                 tracing::warn!(kind = watch.name, error = failure.what, "the watch failed");
                 shared.hear(Heard::Fails { name: &watch.name, failure });
-                if code == Code::Unauthorized
-                    && let Err(error) = access.renew().await
-                {
-                    tracing::warn!(error = format!("{error:#}"), "credentials cannot be read anew");
-                }
+                access.renew_if_unknown(&error).await;
             }
         }
         // Half of it by chance: many agents lose the same server at the same moment.
@@ -175,7 +172,7 @@ impl Watch<'_> {
                         Listed::Alone
                     }
                 };
-                self.shared.hear(Heard::Applied { name, value: slim(object, self.resource), listed });
+                self.shared.hear(Heard::Applied { name, object: told(object, self.resource), listed });
             }
             WatchEvent::Deleted(object) => {
                 if let Position::After(version) = &mut self.position {
@@ -210,8 +207,8 @@ impl Watch<'_> {
         loop {
             let page = api.list(&parameters).await?;
             for object in page.items {
-                let value = slim(object, self.resource);
-                self.shared.hear(Heard::Applied { name: &self.name, value, listed: Listed::InList });
+                let object = told(object, self.resource);
+                self.shared.hear(Heard::Applied { name: &self.name, object, listed: Listed::InList });
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => {
@@ -229,18 +226,16 @@ impl Watch<'_> {
     }
 }
 
+fn told(object: DynamicObject, resource: &Resource) -> Told {
+    let condition = status::own(&resource.api.group, &object.data);
+    Told { value: slim(object, resource), condition }
+}
+
 /// Goes on after this version. An event without one counts as well; what comes after it may be told twice.
 fn advance(position: &mut String, version: Option<&String>) {
     if let Some(version) = version {
         position.clone_from(version);
     }
-}
-
-/// What the server answered, as far as it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Code {
-    Unauthorized,
-    Other,
 }
 
 fn ended(error: ::kube::Error, lists: Lists) -> Ended {
@@ -252,18 +247,17 @@ fn ended(error: ::kube::Error, lists: Lists) -> Ended {
     }
 }
 
-fn failure(error: &::kube::Error) -> (Failure, Code) {
+fn failure(error: &::kube::Error) -> Failure {
     let (what, code) = match error {
         ::kube::Error::Api(status) => (status.message.clone(), status.code),
         other => (words(other), 0),
     };
     let since = Timestamp::from_system(SystemTime::now()).to_string();
-    let kind = if code == 401 { Code::Unauthorized } else { Code::Other };
-    (Failure { what, since, forbidden: code == 403 }, kind)
+    Failure { what, since, forbidden: code == 403 }
 }
 
 /// An error with what is behind it; where one repeats the other, once.
-pub(super) fn words(error: &dyn std::error::Error) -> String {
+pub(crate) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -299,9 +293,8 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_from_other_failures_and_in_the_servers_words() {
-        let (refused, code) = failure(&answered(403));
-        assert_eq!((refused.what.as_str(), refused.forbidden, code), ("code 403", true, Code::Other));
-        let (unknown, code) = failure(&answered(401));
-        assert_eq!((unknown.forbidden, code), (false, Code::Unauthorized));
+        let refused = failure(&answered(403));
+        assert_eq!((refused.what.as_str(), refused.forbidden), ("code 403", true));
+        assert!(!failure(&answered(401)).forbidden);
     }
 }
