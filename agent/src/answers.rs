@@ -8,7 +8,7 @@ use reeve_flow::text::policy_text;
 use reeve_policy::model::Level;
 use reeve_policy::provenance::workload_id;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 /// What becomes of what a full map has no room for.
@@ -84,7 +84,6 @@ impl Enforcer {
     /// `GET /status`.
     pub(crate) fn status(&self, started_at: &str) -> Value {
         let image = self.engine.image();
-        let identities: BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
         let maps: Vec<Value> = self
             .maps()
             .into_iter()
@@ -103,7 +102,7 @@ impl Enforcer {
             "reasons": self.all_reasons(),
             "startedAt": started_at,
             "endpoints": { "ready": image.endpoints.len().saturating_sub(self.waiting.len()), "total": image.endpoints.len() },
-            "identities": identities.len(),
+            "identities": self.engine.identities_of_addresses(),
             "policies": self.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum::<usize>(),
             "problems": self.problem_count(Level::Warning) + self.problem_count(Level::Note),
             "maps": maps,

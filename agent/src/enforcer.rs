@@ -138,6 +138,8 @@ pub struct Enforcer {
     pub(crate) service_rows: BTreeMap<ServiceKey, ServiceValue>,
     /// Whether it was left holding them.
     pub(crate) services_stand: bool,
+    /// Whether something changed that they are made of.
+    pub(crate) services_stirred: bool,
     dictionary_file: DictionaryFile,
     /// Told to those who write records, but not on disk yet.
     unwritten: Vec<DictionaryEntry>,

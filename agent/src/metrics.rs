@@ -344,8 +344,7 @@ impl Metrics {
         self.hooks.get_or_create(&state("host")).set(i64::from(enforcer.host.is_attached()));
         self.hooks.get_or_create(&state("guarded")).set(i64::from(enforcer.guarded));
         self.announced("unconfirmed", enforcer.announced.unconfirmed());
-        let identities: std::collections::BTreeSet<_> = image.addresses.values().map(|value| value.identity).collect();
-        self.identities.set(gauge(identities.len()));
+        self.identities.set(gauge(enforcer.engine.identities_of_addresses()));
         self.policies.set(gauge(enforcer.engine.world().tiers.iter().map(|(_, policies)| policies.len()).sum()));
         self.policy_waiting_seconds.set(enforcer.standings.waiting(Instant::now()).as_secs_f64());
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);

@@ -10,6 +10,7 @@ mod matching;
 mod pods;
 mod preview;
 mod rows;
+mod seen;
 mod subject;
 
 use crate::delta::{Delta, set};
@@ -31,6 +32,7 @@ use reeve_abi::address::{
     OWNER_REMOTE_POD,
 };
 use reeve_abi::ids::{IdentityId, PolicyNumber, Revision, WorkloadId};
+use seen::Seen;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -61,6 +63,7 @@ pub(crate) struct Compiler {
     prepared: Prepared,
     classes: Classes,
     preview: Preview,
+    seen: Seen,
 }
 
 /// What applies to an endpoint in one direction and family; `None`: nothing selects it.
@@ -111,6 +114,7 @@ impl Compiler {
             prepared: Prepared::default(),
             classes,
             preview: Preview::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -126,6 +130,11 @@ impl Compiler {
         let touched: Vec<Touched> = workloads.chain(nodes).chain(policies).chain([local, Touched::Staged]).collect();
         let stepped = compiler.step(world, &touched);
         (compiler, stepped.entries)
+    }
+
+    /// What all addresses together are seen as.
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     /// What staged policies would decide for its endpoints.
@@ -263,6 +272,7 @@ impl Compiler {
             self.identities.hide(before.identity);
         }
         set(&mut self.image.addresses, &mut delta.addresses, key, after);
+        self.seen.change(before.as_ref(), after.as_ref());
         if before == after {
             return;
         }

@@ -4,12 +4,13 @@ use crate::compile::{Compiler, Preview};
 use crate::delta::{Delta, Past, set};
 use crate::image::{EndpointImage, Image};
 use crate::limits::{self, Limits, Refused};
-use crate::model::{Problem, World};
+use crate::model::{Problem, Workload, World};
 use crate::plan::{self, Op, transition};
 use crate::provenance::{Dictionary, DictionaryEntry};
 use crate::store::{Change, ObjectKey, Store, Touched};
 use reeve_abi::ids::{IdentityId, Revision, WorkloadId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What a set of changes leads to.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub struct Update {
     pub problems: Vec<Problem>,
     /// Whether the image changed.
     pub changed: bool,
+    /// Whether what a node stands for did: its own addresses, a service, or a pod of this node.
+    pub stand_ins: bool,
 }
 
 /// The facts, the image that they ask for, and the numbers told so far.
@@ -61,6 +64,12 @@ impl Engine {
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Update {
         let touched: Vec<Touched> = changes.into_iter().flat_map(|change| self.store.apply(change)).collect();
         self.revision.0 += 1;
+        let here = |pod: &Option<Arc<Workload>>| pod.as_ref().is_some_and(|pod| pod.node == self.store.world().node);
+        let stand_ins = touched.iter().any(|touched| match touched {
+            Touched::Service { .. } | Touched::LocalAddresses { .. } => true,
+            Touched::Workload { before, after } => here(before) || here(after),
+            _ => false,
+        });
         let mut problems = self.store.problems();
         let (delta, entries) = if self.honoured.is_none() {
             let stepped = self.compiler.step(self.store.world(), &touched);
@@ -83,7 +92,7 @@ impl Engine {
             }
         };
         let update = self.lead(delta, entries, &BTreeSet::new());
-        Update { problems, ..update }
+        Update { problems, stand_ins, ..update }
     }
 
     fn adopt_refusal(
@@ -105,7 +114,7 @@ impl Engine {
         self.name_stand_ins(steps.stand_ins, &mut entries);
         entries.retain(|entry| self.dictionary.insert(entry));
         let changed = !steps.ops.is_empty();
-        Update { revision: self.revision, plan: steps.ops, entries, problems: Vec::new(), changed }
+        Update { revision: self.revision, plan: steps.ops, entries, changed, ..Update::default() }
     }
 
     /// Adds what each stand-in is: the identity that it stands for.
@@ -171,6 +180,16 @@ impl Engine {
     /// What the maps should hold now.
     pub fn image(&self) -> &Image {
         &self.compiler.image
+    }
+
+    /// How many identities addresses are seen as.
+    pub fn identities_of_addresses(&self) -> usize {
+        self.compiler.seen().identities()
+    }
+
+    /// Whether several pods claim one address.
+    pub fn is_contested(&self) -> bool {
+        self.compiler.seen().is_contested()
     }
 
     /// The facts that hold now; policies that are refused are closed in it.

@@ -85,6 +85,7 @@ impl Enforcer {
     /// what is missing here opens nothing.
     pub(super) fn follow_services(&mut self, reasons: &mut Vec<String>) {
         let rows = services::rows(self.engine.world(), &self.node);
+        self.services_stirred = false;
         if self.services_stand && rows == self.service_rows {
             return;
         }

@@ -14,7 +14,6 @@ use crate::seed::TrackedTable;
 use crate::sweep::share;
 use anyhow::Context;
 use ipnet::IpNet;
-use reeve_abi::address::OWNER_CONTESTED;
 use reeve_abi::conntrack::BudgetValue;
 use reeve_abi::endpoint::{ENDPOINT_MARKS, EndpointValue};
 use reeve_abi::ids::WorkloadId;
@@ -79,7 +78,7 @@ impl Enforcer {
         let everywhere = scope.everywhere || due || !self.reasons.is_empty() || self.upgrade.is_some();
         let endpoints: BTreeMap<WorkloadId, EndpointImage> =
             self.engine.image().endpoints.iter().map(|(id, image)| (*id, *image)).collect();
-        let contested = self.engine.image().addresses.values().any(|value| value.owner == OWNER_CONTESTED);
+        let contested = self.engine.is_contested();
         self.homeless.retain(|id, _| endpoints.contains_key(id));
         self.waiting.retain(|id| endpoints.contains_key(id));
         self.resolving.retain(|id, _| endpoints.contains_key(id));
@@ -223,9 +222,12 @@ impl Enforcer {
         // A device is one pod's: whose address is behind it now, not who was found there before.
         self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
         self.interfaces.insert(workload, device.clone());
-        for (address, value) in &self.engine.image().addresses {
-            if value.workload == workload && self.room.has(address) {
-                self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
+        for address in [image.address_v4, image.address_v6] {
+            if let Some(value) = self.engine.image().addresses.get(&address)
+                && value.workload == workload
+                && self.room.has(&address)
+            {
+                self.loaded.maps.addresses.put(&address, &reconcile::placed(*value, &self.interfaces))?;
             }
         }
         let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);

@@ -139,6 +139,7 @@ impl Enforcer {
             device_rows: 0,
             service_rows: BTreeMap::new(),
             services_stand: false,
+            services_stirred: false,
             leaving: Vec::new(),
             looked: BTreeMap::new(),
             looked_at: None,

@@ -156,7 +156,7 @@ impl Enforcer {
         self.adopt_first = false;
         self.look_after_pins(reasons);
         self.find_interfaces(scope, reasons).await?;
-        if !nothing_new || !self.services_stand {
+        if self.services_stirred || !self.services_stand {
             self.follow_services(reasons);
         }
         if self.upgrade.is_some() && !self.is_resolving() && reasons.is_empty() {
@@ -199,6 +199,7 @@ impl Enforcer {
             self.standings.stir();
         }
         self.problems = update.problems;
+        self.services_stirred |= update.stand_ins;
         self.tell(update.entries)?;
         let now = self.engine.preview();
         let mut told = self.preview.write().expect("nobody panics while writing the preview");
