@@ -53,7 +53,7 @@ pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
     }
     let objects = pods.iter().map(crate::lab::Pod::manifest).collect();
     let server = Synthetic::start(&node, SIZE, objects)?;
-    let facts = Facts::Kubeconfig(server.kubeconfig(lab.directory())?);
+    let facts = Facts::Kubeconfig(Synthetic::kubeconfig(lab.directory())?);
     let begun = Instant::now();
     let mut agent = node.spawn_agent(AgentOptions { facts, ..AgentOptions::default() })?;
     agent.wait_ready_within(PATIENCE)?;

@@ -83,7 +83,7 @@ impl Synthetic {
     }
 
     /// Writes a kubeconfig that leads to it.
-    pub(super) fn kubeconfig(&self, directory: &Path) -> anyhow::Result<PathBuf> {
+    pub(super) fn kubeconfig(directory: &Path) -> anyhow::Result<PathBuf> {
         let path = directory.join("synthetic.kubeconfig");
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "synthetic",

@@ -9,9 +9,10 @@ const MOST_LINES: usize = 800;
 const EMPTY_NAMES: [&str; 6] = ["utils", "util", "helpers", "common", "misc", "manager"];
 
 /// Tests that may sleep, each with the reason why no acknowledgement can be waited for.
-const MAY_SLEEP: [(&str, &str); 4] = [
+const MAY_SLEEP: [(&str, &str); 5] = [
     ("tests/src/lab/wait.rs", "an agent's answers and a cgroup's emptiness have no file descriptor to wait on"),
     ("tests/src/bench/agent.rs", "what an idle agent takes is measured by the time that passes"),
+    ("tests/src/bench/scale.rs", "so many changes a second are told by the clock"),
     ("tests/src/bench/propagation.rs", "packets are sent by the clock, which is how finely a moment is told"),
     ("tests/src/bench/records.rs", "so many flows a second are sent by the clock"),
 ];
