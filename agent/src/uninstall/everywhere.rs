@@ -52,7 +52,15 @@ pub async fn everywhere(
             }
             told = progress;
         }
-        if progress.flatten().is_some_and(|(done, of)| done == of) {
+        if let Some((done, of)) = progress.flatten()
+            && done == of
+        {
+            if of == 0 {
+                eprintln!(
+                    "{what} is for no node now: where it had agents before, what they left goes on being enforced until \
+                     `reeve-agent uninstall` runs there"
+                );
+            }
             return Ok(());
         }
         if Instant::now() >= end {
