@@ -6,6 +6,7 @@ use reeve_abi::config::Config;
 use reeve_abi::conntrack as ct;
 use reeve_abi::conntrack::{FlowKey, FlowValue};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
+use reeve_abi::event::EVENT_FLAG_BEGAN_UNSEEN;
 use reeve_abi::ids::WorkloadId;
 
 /// Whether an ICMP type asks (`Some(true)`), answers (`Some(false)`) or does neither. Queries carry an identifier.
@@ -117,6 +118,13 @@ pub fn is_reset(packet: &Packet) -> bool {
 #[inline(always)]
 pub fn too_big(packet: &Packet) -> bool {
     if packet.v6 == 0 { packet.icmp_type == 3 && packet.icmp_code == 4 } else { packet.icmp_type == 2 }
+}
+
+/// `EVENT_FLAG_BEGAN_UNSEEN` of a packet that nothing is known of, if a pod answers by it.
+#[inline(always)]
+pub fn began_unseen(packet: &Packet, hook: Hook) -> u8 {
+    let answers = packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    if answers && !matches!(hook, Hook::ToPod) { EVENT_FLAG_BEGAN_UNSEEN } else { 0 }
 }
 
 /// Flow bits that a packet in the original direction (`original`) or back adds.

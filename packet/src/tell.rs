@@ -3,14 +3,13 @@
 //! Everything is put together in the scratch memory: a BPF stack has 512 bytes for all frames of a call chain.
 
 use crate::env::{Env, Hook};
-use crate::parse::{protocol, tcp};
+use crate::parse::protocol;
 use crate::walk::Scratch;
 use core::ptr::NonNull;
 use reeve_abi::address::{Address, OWNER_NODE};
 use reeve_abi::conntrack as ct;
 use reeve_abi::edge::{EDGE_BANK, EDGE_OTHER_PROTOCOL, EDGE_OVERFLOW, EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
-use reeve_abi::event::{EVENT_DENIED, EVENT_OPENED};
 use reeve_abi::ids::DecisionId;
 use reeve_abi::stats;
 
@@ -114,13 +113,6 @@ pub fn event<E: Env>(env: &E, hook: Hook, s: &mut Scratch, kind: u8, previous: D
         // Translation may have put another one into the packet.
         Hook::Reached | Hook::Uplink | Hook::HostIn => s.slot.source,
     };
-    if !matches!(hook, Hook::ToPod)
-        && matches!(kind, EVENT_OPENED | EVENT_DENIED)
-        && s.flow.flags & ct::FLOW_PICKED_UP != 0
-        && s.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
-    {
-        s.event.flags |= reeve_abi::event::EVENT_FLAG_BEGAN_UNSEEN;
-    }
     emit(env, s);
 }
 

@@ -644,7 +644,7 @@ fn admit<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
     zero(&mut s.flow.flushed_packets);
     zero(&mut s.flow.flushed_bytes);
     tell::edge(env, s, 1);
-    tell::event(env, hook, s, event::EVENT_OPENED, DecisionId(0), 0);
+    tell::event(env, hook, s, event::EVENT_OPENED, DecisionId(0), flow::began_unseen(&s.packet, hook));
     env.count(stats::ALLOWED_JUDGED);
     1
 }
@@ -736,7 +736,8 @@ pub(crate) fn deny<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
         }
         s.flow.packets = [told_packets, 0];
         s.flow.bytes = [told_bytes, 0];
-        tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), 0);
+        let flags = if fresh == 1 { flow::began_unseen(&s.packet, hook) } else { 0 };
+        tell::event(env, hook, s, event::EVENT_DENIED, DecisionId(0), flags);
     }
     0
 }

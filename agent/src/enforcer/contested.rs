@@ -14,6 +14,9 @@ impl Enforcer {
     /// A pod whose address others claim too owns none, so it is not found by it: the device behind a contested address
     /// is closed, unless it is known to be a pod's and enforced as such.
     pub(super) async fn close_contested(&mut self, links: &Links, bridged: &mut Bridged) -> anyhow::Result<()> {
+        if !self.engine.is_contested() {
+            return Ok(());
+        }
         let image = self.engine.image();
         let contested = image.addresses.iter().filter(|(_, value)| value.owner == OWNER_CONTESTED);
         let contested: Vec<IpAddr> = contested.map(|(address, _)| unmapped(address.0)).collect();

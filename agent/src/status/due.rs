@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 const AT_ONCE: usize = 100;
 /// What was written is heard of within this time, or is taken for undone.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
-/// An API server forgets events after an hour, unless it is told otherwise; what still holds is told again sooner.
+/// An API server forgets events after an hour, unless it is told otherwise: from so long after one was made on, it is looked
+/// whether it is still there, so often.
 const EVENTS_LAST: Duration = Duration::from_mins(30);
+const EVENTS_LOOK: Duration = Duration::from_mins(5);
 /// Pauses after what failed, and how long after one it counts as the last failure.
 const PAUSES: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_mins(5));
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
@@ -85,7 +87,7 @@ pub(super) struct Look {
 pub(super) struct Due {
     /// Conditions that were written and need not have been heard of yet, of which UID.
     wrote: BTreeMap<ObjectKey, Wrote>,
-    /// Events that are there, by namespace and name, and when that was found.
+    /// Events that are there, by namespace and name, and when to look for each again.
     told: BTreeMap<(String, String), Instant>,
     pauses: BTreeMap<Scope, Pause>,
 }
@@ -151,8 +153,7 @@ impl Due {
             }
             for event in Event::of(outcome, node) {
                 let place = (event.namespace.clone(), event.name.clone());
-                let again = self.told.get(&place).map(|at| *at + EVENTS_LAST);
-                match again.filter(|again| *again > now) {
+                match self.told.get(&place).copied().filter(|again| *again > now) {
                     Some(again) => look.again(again),
                     None => look.add(Write::Event(event), &self.pauses, now),
                 }
@@ -167,7 +168,7 @@ impl Due {
     }
 
     /// It was written, or was there.
-    pub(super) fn wrote(&mut self, write: Write, now: Instant) {
+    pub(super) fn wrote(&mut self, write: Write, was_there: bool, now: Instant) {
         for scope in write.scopes() {
             self.pauses.remove(&scope);
         }
@@ -175,7 +176,10 @@ impl Due {
             Write::Condition { outcome, condition, .. } => {
                 self.wrote.insert(outcome.key, Wrote { uid: outcome.uid, condition, at: now });
             }
-            Write::Event(event) => drop(self.told.insert((event.namespace, event.name), now)),
+            Write::Event(event) => {
+                let again = now + if was_there { EVENTS_LOOK } else { EVENTS_LAST };
+                self.told.insert((event.namespace, event.name), again);
+            }
         }
     }
 
@@ -251,7 +255,7 @@ mod tests {
         let look = world.look(&accepted, 1);
         let [write @ Write::Condition { outcome, condition, .. }] = &look.writes[..] else { panic!("{look:?}") };
         assert_eq!((look.left, look.next), (1, None));
-        world.due.wrote(write.clone(), world.at(1));
+        world.due.wrote(write.clone(), false, world.at(1));
         // It is on its way: nothing is written twice, and what it says of when is taken from it.
         assert_eq!(world.look(&accepted, 2), nothing_until(Some(world.at(11))));
         let next = world.look(&[admin(2, "Accept")], 3);
@@ -270,7 +274,7 @@ mod tests {
     fn what_was_written_and_is_not_heard_of_is_written_again() {
         let mut world = World::new();
         let look = world.look(&[admin(1, "Accept")], 0);
-        world.due.wrote(look.writes[0].clone(), world.at(0));
+        world.due.wrote(look.writes[0].clone(), false, world.at(0));
         assert_eq!(world.look(&[admin(1, "Accept")], 9).left, 0);
         let mut another = admin(1, "Accept");
         another["metadata"]["uid"] = "another of that name".into();
@@ -284,10 +288,17 @@ mod tests {
         let wrong = [policy(1, "10.0.0.0/99")];
         let look = world.look(&wrong, 0);
         assert!(matches!(&look.writes[..], [Write::Event(_)]), "{look:?}");
-        world.due.wrote(look.writes[0].clone(), world.at(0));
+        world.due.wrote(look.writes[0].clone(), false, world.at(0));
         let minutes = |minutes: u64| 60 * minutes;
         assert_eq!(world.look(&wrong, 1), nothing_until(Some(world.at(minutes(30)))));
         assert_eq!(world.look(&wrong, minutes(30)).writes, look.writes);
+        world.due.wrote(look.writes[0].clone(), true, world.at(minutes(30)));
+        assert_eq!(
+            world.look(&wrong, minutes(31)),
+            nothing_until(Some(world.at(minutes(35)))),
+            "it may be gone any time"
+        );
+        assert_eq!(world.look(&wrong, minutes(35)).writes, look.writes);
         assert_eq!(world.look(&[policy(2, "10.0.0.0/99")], 1).writes.len(), 1, "another generation, another event");
         assert_eq!(world.look(&[policy(3, "10.0.0.0/8")], 2), nothing_until(None));
         assert!(world.due.told.is_empty(), "what is mended is forgotten");
@@ -320,7 +331,7 @@ mod tests {
         assert!(!world.due.failed(&first[3], Fault::Common, world.at(1)), "it fails again");
         assert_eq!(names(&world.look(&objects, 2).writes), names(&first[..2]));
         assert_eq!(names(&world.look(&objects, 3).writes), names(&first));
-        world.due.wrote(first[2].clone(), world.at(3));
+        world.due.wrote(first[2].clone(), false, world.at(3));
         assert!(world.due.failed(&first[3], Fault::Common, world.at(3)), "it succeeded in between");
     }
 

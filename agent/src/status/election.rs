@@ -69,6 +69,15 @@ pub(super) struct Election {
 /// Pauses after a write that failed: a holder has to try several times before it is over, those who may not write give up soon.
 const RETRIES: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_mins(5));
 
+/// Why a write failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// For a reason that may be over soon.
+    Passing,
+    /// For want of rights.
+    Lasting,
+}
+
 impl Election {
     /// A candidate of this name, which is nobody else's; `lasts`: for how long nobody takes over from it.
     pub(super) fn new(holder: String, lasts: Duration) -> Self {
@@ -127,8 +136,12 @@ impl Election {
     }
 
     /// A write failed; whether it was done all the same is heard of.
-    pub(super) fn failed(&mut self, now: Instant) {
-        self.not_before = Some(now + self.retries.next().mul_f64(1.0 + self.chance));
+    pub(super) fn failed(&mut self, now: Instant, refusal: Refusal) {
+        let mut pause = self.retries.next();
+        if refusal == Refusal::Passing {
+            pause = pause.min(self.lasts); // so that a cluster whose server was away has a writer soon after
+        }
+        self.not_before = Some(now + pause.mul_f64(1.0 + self.chance));
     }
 
     /// Until when this agent may act as the holder, if it may now: well before anybody takes over, unless it renews it.
@@ -264,9 +277,9 @@ mod tests {
         world.tell(&mut two, 12);
         assert_eq!(two.next(world.at(41)), world.wait(42));
         // Its renewals fail from here on.
-        one.failed(world.at(22));
+        one.failed(world.at(22), Refusal::Passing);
         assert_eq!(one.next(world.at(22)), world.wait(23));
-        one.failed(world.at(23));
+        one.failed(world.at(23), Refusal::Passing);
         assert_eq!(one.next(world.at(23)), world.wait(25));
         assert_eq!((one.leads_until(world.at(31)), one.leads_until(world.at(32))), (Some(world.at(32)), None));
         assert!(world.write(&mut two, 42));
@@ -278,11 +291,21 @@ mod tests {
     fn who_succeeds_after_failures_waits_as_little_as_at_first_after_the_next() {
         let mut world = World::new();
         let mut one = world.candidate("one", 0);
-        (0..4).for_each(|_| one.failed(world.at(0)));
+        (0..4).for_each(|_| one.failed(world.at(0), Refusal::Passing));
         assert_eq!(one.next(world.at(0)), world.wait(8));
         assert!(world.write(&mut one, 8));
-        one.failed(world.at(20));
+        one.failed(world.at(20), Refusal::Passing);
         assert_eq!(one.next(world.at(20)), world.wait(21));
+    }
+
+    #[test]
+    fn who_may_not_write_waits_longer_than_who_was_not_answered() {
+        let world = World::new();
+        for (refusal, most) in [(Refusal::Passing, 30), (Refusal::Lasting, 300)] {
+            let mut one = world.candidate("one", 0);
+            (0..10).for_each(|_| one.failed(world.at(0), refusal));
+            assert_eq!(one.next(world.at(0)), world.wait(most), "{refusal:?}");
+        }
     }
 
     #[test]

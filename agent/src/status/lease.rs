@@ -5,7 +5,7 @@
 //! its holder whether or not it was renewed meanwhile: with thousands of candidates that is several who write.
 
 use super::complaint::Complaints;
-use super::election::{Claim, Election, Holding, Next};
+use super::election::{Claim, Election, Holding, Next, Refusal};
 use super::outcome::Outcomes;
 use super::pace::{Doubling, PATIENCE, jittered};
 use crate::metrics::Metrics;
@@ -159,6 +159,7 @@ impl Campaign {
         };
         let result = tokio::time::timeout(PATIENCE, write).await;
         let metrics = &self.way.metrics;
+        let mut refusal = Refusal::Passing;
         match result {
             Ok(Ok(lease)) => {
                 metrics.status_asked(KIND, "written");
@@ -169,19 +170,24 @@ impl Campaign {
             // Another was quicker.
             Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
                 metrics.status_asked(KIND, "outdated");
-                self.election.failed(Instant::now());
+                self.election.failed(Instant::now(), Refusal::Passing);
                 if let Ok(lease) = self.way.read().await {
                     self.heard(lease);
                 }
                 return;
             }
-            Ok(Err(error)) => self.way.failed(&error, WRITE).await,
+            Ok(Err(error)) => {
+                if matches!(&error, Error::Api(status) if status.code == 403) {
+                    refusal = Refusal::Lasting;
+                }
+                self.way.failed(&error, WRITE).await;
+            }
             Err(_) => {
                 metrics.status_asked(KIND, "failed");
                 tracing::warn!(lease = self.way.seat.name, "the API server does not answer: the Lease is not written");
             }
         }
-        self.election.failed(Instant::now());
+        self.election.failed(Instant::now(), refusal);
     }
 
     async fn give_back(&mut self) {
@@ -221,7 +227,8 @@ impl Way {
 
     /// The Lease, if there is one.
     async fn read(&self) -> kube::Result<Option<Holding>> {
-        Ok(self.api().get_opt(&self.seat.name).await?.map(holding))
+        let lease = tokio::time::timeout(PATIENCE, async { self.api().get_opt(&self.seat.name).await }).await;
+        Ok(lease.unwrap_or_else(|_| Err(silence()))?.map(holding))
     }
 
     /// Tells what becomes of the Lease.
@@ -246,7 +253,9 @@ impl Way {
         let seconds = WATCH_SECONDS + fastrand::u32(..WATCH_SPREAD);
         let parameters = WatchParams::default().timeout(seconds).fields(&format!("metadata.name={}", self.seat.name));
         // No version: it begins with what there is by then.
-        let mut events = std::pin::pin!(self.api().watch(&parameters, "").await?);
+        let api = self.api();
+        let begun = tokio::time::timeout(PATIENCE, api.watch(&parameters, "")).await;
+        let mut events = std::pin::pin!(begun.unwrap_or_else(|_| Err(silence()))?);
         self.complaints.taken(KIND, READ);
         let patience = Duration::from_secs(u64::from(seconds)) + PATIENCE;
         let mut last = Some(there);
@@ -275,6 +284,11 @@ impl Way {
         tracing::warn!(lease, namespace, verbs, error = words(error), "the Lease cannot be read or written");
         self.access.renew_if_unknown(error).await;
     }
+}
+
+/// The server has not answered in time.
+fn silence() -> Error {
+    Error::Service(format!("no answer within {} s", PATIENCE.as_secs()).into())
 }
 
 fn holding(lease: Lease) -> Holding {

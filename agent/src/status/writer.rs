@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// Whose fields of a status are ours.
 const MANAGER: &str = "reeve";
+/// What metrics call an object that was there already.
+const THERE: &str = "there";
 /// Longest time until it is looked again what is due.
 const LOOK_ANYWAY: Duration = Duration::from_mins(10);
 
@@ -65,8 +67,12 @@ impl Writer {
                 if !self.leads() {
                     break;
                 }
-                self.carry_out(&mut due, write).await;
+                let fault = self.carry_out(&mut due, write).await;
                 tokio::time::sleep(BETWEEN).await;
+                // Others like it would fail for the same reason, and wait longer each time.
+                if fault == Some(Fault::Common) {
+                    break;
+                }
             }
         }
     }
@@ -77,25 +83,32 @@ impl Writer {
 
     fn look(&mut self, due: &mut Due) -> Look {
         let outcomes = self.outcomes.borrow_and_update().clone().unwrap_or_default();
-        let there = self.conditions.borrow_and_update();
+        // The watch waits for who looks at them.
+        let there = self.conditions.borrow_and_update().clone();
         due.look(&outcomes, &there, &self.node, Instant::now(), Timestamp::now())
     }
 
-    async fn carry_out(&self, due: &mut Due, write: Write) {
+    /// Writes one thing; what it says of others if that fails.
+    async fn carry_out(&self, due: &mut Due, write: Write) -> Option<Fault> {
         let kind = write.kind();
+        let mut said = None;
         let state = match self.write(&write).await {
             Ok(state) => {
-                due.wrote(write, Instant::now());
+                self.complaints.taken(kind, write.verb());
+                due.wrote(write, state == THERE, Instant::now());
                 state
             }
             Err(Failure::Silence) => {
+                said = Some(Fault::Common);
                 if due.failed(&write, Fault::Common, Instant::now()) {
                     tracing::warn!(kind, "the API server does not answer: policies' status is not written");
                 }
                 "failed"
             }
             Err(Failure::Answer(error)) => {
-                if due.failed(&write, fault(&error), Instant::now()) {
+                let fault = fault(&error);
+                said = Some(fault);
+                if due.failed(&write, fault, Instant::now()) {
                     let object = write.name();
                     tracing::warn!(kind, object, error = words(&*error), "policies' status is not written");
                 }
@@ -104,6 +117,7 @@ impl Writer {
             }
         };
         self.metrics.status_asked(kind, state);
+        said
     }
 
     /// What metrics call it.
@@ -123,7 +137,7 @@ impl Writer {
                     let object = event.object(&self.node, Timestamp::now());
                     let object = Event::deserialize(object).map_err(Error::SerdeError)?;
                     match api.create(&PostParams::default(), &object).await {
-                        Err(Error::Api(status)) if status.code == 409 => Ok("there"),
+                        Err(Error::Api(status)) if status.code == 409 => Ok(THERE),
                         other => other.map(|_| "written"),
                     }
                 }

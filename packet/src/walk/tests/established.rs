@@ -233,6 +233,16 @@ fn an_answer_to_what_no_program_has_seen_is_told_as_such() {
     let mut world = World::new();
     world.pod_gets(&REMOTE.to(POD, false).tcp(443, 40_000, "S."), UPLINK);
     assert_eq!(world.event().flags, EVENT_FLAG_PICKED_UP, "anybody can send a pod such a packet");
+
+    let mut silent = World::new();
+    silent.row(1, ClassId(0), decided(true, 1));
+    silent.row(2, ClassId(0), decided(false, 2));
+    silent.select(1, 2);
+    let answer = POD.to(REMOTE, false).tcp(8_080, 40_000, "S.");
+    assert_eq!(silent.pod_sends(&answer), Drop, "it may not call out, so its answer is denied");
+    assert_eq!(silent.event().flags, EVENT_FLAG_BEGAN_UNSEEN);
+    assert_eq!(silent.after_s(2).pod_sends(&answer), Drop);
+    assert_eq!(silent.event().flags, 0, "sent again, it is no other connection");
 }
 
 #[test]
