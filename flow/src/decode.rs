@@ -188,6 +188,6 @@ mod tests {
         assert_eq!(field(|raw| raw.hook = 0), "field hook of the kernel's record has the unknown value 0");
         assert_eq!(field(|raw| raw.direction = 2), "field direction of the kernel's record has the unknown value 2");
         assert_eq!(field(|raw| raw.verdict = 0), "field verdict of the kernel's record has the unknown value 0");
-        assert_eq!(field(|raw| raw.flags = 8), "field flags of the kernel's record has the unknown value 8");
+        assert_eq!(field(|raw| raw.flags = 16), "field flags of the kernel's record has the unknown value 16");
     }
 }
