@@ -35,7 +35,7 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
         let path = stage.lab.directory().join("settings.toml");
         std::fs::write(&path, format!("[map-entries]\n{map} = 16\n")).expect("written");
         stage.agent().restart().expect("restarted");
-        let named = stage.problems(&format!("of map {map}"));
+        let named = stage.problems(&format!("map {map}"));
         assert_eq!(named.len(), 1, "{map}: {named:?}");
         assert_eq!(named[0]["object"], "NetworkPolicy/shop/zz-big", "{map}");
         assert_eq!(get(&client, &big), Err(NoAnswer::TimedOut), "{map}: what is refused denies");
@@ -48,7 +48,7 @@ fn policy_without_room_in_any_map_is_refused_whole_and_named() {
     // Control: without it there is room for all the rest.
     stage.lab.manifests().remove("zz-big").expect("removed");
     stage.settled();
-    assert!(stage.problems("of map").is_empty());
+    assert!(stage.problems("map ").is_empty());
     stage.allows(&client, &big, WEB, "noPolicySelects");
 }
 
