@@ -222,12 +222,10 @@ impl Enforcer {
         // A device is one pod's: whose address is behind it now, not who was found there before.
         self.interfaces.retain(|_, other| other.ifindex != device.ifindex);
         self.interfaces.insert(workload, device.clone());
-        for address in [image.address_v4, image.address_v6] {
-            if let Some(value) = self.engine.image().addresses.get(&address)
-                && value.workload == workload
-                && self.room.has(&address)
-            {
-                self.loaded.maps.addresses.put(&address, &reconcile::placed(*value, &self.interfaces))?;
+        // A pod may have more addresses of a family than the one that its endpoint names.
+        for (address, value) in &self.engine.image().addresses {
+            if value.workload == workload && self.room.has(address) {
+                self.loaded.maps.addresses.put(address, &reconcile::placed(*value, &self.interfaces))?;
             }
         }
         let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);

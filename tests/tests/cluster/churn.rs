@@ -74,7 +74,7 @@ impl Work {
 }
 
 #[test]
-fn pods_that_come_and_go_ten_in_a_second_are_judged_rightly_at_every_moment() {
+fn pods_that_come_and_go_in_bursts_are_judged_rightly_at_every_moment() {
     if skipped() {
         return;
     }
