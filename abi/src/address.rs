@@ -2,12 +2,28 @@
 
 use crate::ids::{IdentityId, WorkloadId};
 use bytemuck::{Pod, Zeroable};
+use core::hash::{Hash, Hasher};
 
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`, in network byte order. Aligned, so that a compiler for
 /// BPF copies and compares words and not bytes.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Address(pub [u8; 16]);
+
+/// By words: what is derived compares byte by byte in the kernel, which is most of what a packet of a live flow costs.
+impl PartialEq for Address {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.words(), other.words());
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
+}
+
+impl Hash for Address {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 /// Third word of a mapped IPv4 address.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
@@ -16,7 +32,13 @@ impl Address {
     /// Maps four IPv4 octets.
     #[inline]
     pub const fn v4(o: [u8; 4]) -> Self {
-        Self::of_words([0, 0, MAPPED, u32::from_ne_bytes(o)])
+        Self::v4_of_word(u32::from_ne_bytes(o))
+    }
+
+    /// Maps an IPv4 address, from a word whose bytes in memory are in network byte order.
+    #[inline]
+    pub const fn v4_of_word(word: u32) -> Self {
+        Self::of_words([0, 0, MAPPED, word])
     }
 
     /// From words whose bytes in memory are in network byte order.
@@ -26,10 +48,17 @@ impl Address {
         Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 
+    /// As words whose bytes in memory are in network byte order.
+    #[inline]
+    pub const fn words(&self) -> [u32; 4] {
+        // SAFETY: sixteen bytes of any value, both, and aligned alike.
+        unsafe { *core::ptr::from_ref(self).cast::<[u32; 4]>() }
+    }
+
     /// Whether this is a mapped IPv4 address.
     #[inline]
     pub fn is_v4(&self) -> bool {
-        let words: [u32; 4] = bytemuck::cast(self.0);
+        let words = self.words();
         words[0] == 0 && words[1] == 0 && words[2] == MAPPED
     }
 }

@@ -15,6 +15,7 @@ pub mod event;
 pub mod ids;
 pub mod mark;
 pub mod policy;
+pub mod recent;
 pub mod service;
 pub mod stats;
 

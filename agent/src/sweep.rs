@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 impl Enforcer {
     /// Removes expired flows and sends an event for each that was allowed; counts what is left by endpoint.
     pub fn sweep(&mut self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
+        self.loaded.settle()?;
         let maps = &self.loaded.maps;
         let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         let now_ns = monotonic_ns();

@@ -68,6 +68,7 @@ impl Enforcer {
             self.attachments.resume(&mut self.loaded)?;
         }
         grace();
+        self.loaded.settle()?;
         let maps = &self.loaded.maps;
         let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         maps.config.put(&0, &Config { mixed_generations: 0, ..config })?;

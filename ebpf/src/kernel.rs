@@ -16,6 +16,7 @@ use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::recent::RecentValue;
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::env::{Bytes, Env};
 
@@ -55,6 +56,19 @@ impl Bytes for Kernel {
         }
         // SAFETY: the bytes up to `ends` are the packet's, and nothing that moves them is called.
         Some(unsafe { &*(begins as *const [u8; N]) })
+    }
+    // One read each, where a compiler for BPF would put bytes together: programs may read packets where they please.
+    #[inline(always)]
+    fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+        assert!(at + 2 <= N);
+        // SAFETY: the head has these bytes, and the machine reads numbers at any address.
+        unsafe { head.as_ptr().add(at).cast::<u16>().read_volatile() }
+    }
+    #[inline(always)]
+    fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+        assert!(at + 4 <= N);
+        // SAFETY: as in `half`.
+        unsafe { head.as_ptr().add(at).cast::<u32>().read_volatile() }
     }
     #[inline(always)]
     fn vlan(&self) -> bool {
@@ -194,6 +208,10 @@ impl Env for Kernel {
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
         maps::FLOWS.insert(key, value, 0).is_ok()
+    }
+    #[inline(always)]
+    fn recent(&self, number: u32) -> Option<NonNull<RecentValue>> {
+        maps::RECENT.get_ptr_mut(number).and_then(NonNull::new)
     }
     #[inline(always)]
     fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {

@@ -13,6 +13,7 @@ use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use kernel::Kernel;
 use reeve_packet::env::{Action, Hook};
+use reeve_packet::recent;
 use reeve_packet::uplink::{self, Next};
 use reeve_packet::walk::{self, Scratch};
 
@@ -56,6 +57,15 @@ pub fn reeve_in_spare(ctx: TcContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn reeve_host_in(ctx: SkBuffContext) -> i32 {
     i32::from(judge(ctx.skb.skb, uplink::received) == Some(Action::Continue))
+}
+
+/// Adds up what one row of `RECENT` has counted: run by the agent, for each row once; it stands at no hook.
+#[classifier]
+pub fn reeve_settle(ctx: TcContext) -> i32 {
+    verdict(ctx.skb.skb, |kernel, scratch| {
+        recent::settle(kernel, scratch);
+        Action::Drop
+    })
 }
 
 /// Drops everything: stands at a hook while the others are put in order there, or where there is no room to judge.

@@ -11,6 +11,7 @@ use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::endpoint::{EndpointValue, NEAR_PLACES, NearValue};
 use reeve_abi::mark::{SLOTS as SLOTS_COUNT, SlotValue};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue};
+use reeve_abi::recent::{RECENT_PLACES, RecentValue};
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::walk::Scratch;
 
@@ -54,6 +55,9 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 /// Flows.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(131_072, 0);
+/// What each CPU has counted of flows lately; as many rows as there are CPUs, times `RECENT_PLACES`.
+#[map]
+pub static RECENT: Array<RecentValue> = Array::with_max_entries(RECENT_PLACES, 0);
 /// Workload -> its share of `FLOWS`.
 #[map]
 pub static BUDGETS: HashMap<u64, BudgetValue> = HashMap::with_max_entries(4_096, 0);

@@ -11,6 +11,7 @@ use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::recent::RecentValue;
 use reeve_abi::service::{ServiceKey, ServiceValue};
 
 /// One frame: all that parsing asks for.
@@ -21,6 +22,16 @@ pub trait Bytes {
     fn frame_bytes(&self) -> u32;
     /// The frame's first `N` bytes, if they lie in one piece. `None` says nothing of the frame.
     fn head<const N: usize>(&self) -> Option<&[u8; N]>;
+    /// Two of its bytes, in the order in which they lie there.
+    #[inline(always)]
+    fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+        u16::from_ne_bytes([head[at], head[at + 1]])
+    }
+    /// Four of its bytes, in the order in which they lie there.
+    #[inline(always)]
+    fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+        u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+    }
     /// Whether the frame carries a VLAN tag outside its bytes.
     fn vlan(&self) -> bool;
     /// Whether the frame is to be cut into packets later (segmentation offload): only then may it be too long for the
@@ -82,6 +93,8 @@ pub trait Env: Bytes {
     fn flow(&self, key: &FlowKey) -> Option<NonNull<FlowValue>>;
     /// Writes a flow entry.
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool;
+    /// Row of `RECENT`.
+    fn recent(&self, number: u32) -> Option<NonNull<RecentValue>>;
     /// What an endpoint may still put into the flow table; none: nobody has set a limit.
     fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>>;
     /// Denied tuple's entry.

@@ -7,6 +7,7 @@ use crate::env::{Env, Hook};
 use crate::flow;
 use crate::mark;
 use crate::parse::{self, tcp};
+use crate::recent;
 use crate::scratch::Scratch;
 use crate::walk;
 use core::ptr::NonNull;
@@ -23,8 +24,6 @@ use reeve_abi::stats;
 pub(crate) enum Outcome {
     /// Let through, counted and marked.
     Passes,
-    /// Nothing was looked at.
-    Unread,
     /// It is not one of the usual packets.
     Unusual,
     /// `s.packet` is read.
@@ -38,14 +37,19 @@ pub(crate) type Judged = (Outcome, Option<NonNull<FlowValue>>);
 /// Lets the packet through if there is no more to it; otherwise nothing is said of it, and nothing of it is left behind.
 #[inline(always)]
 pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
-    let Some(near) = walk::near(env, env.ifindex(), env.generation()) else { return (Outcome::Unread, None) };
-    let endpoint = &near.endpoint;
     if parse::usual(env, &mut s.packet).is_none() {
         return (Outcome::Unusual, None);
     }
     if s.packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
         return (Outcome::Read, None);
     }
+    let (passes, row) = recent::passes(env, hook, s);
+    if passes {
+        return let_through(env, hook);
+    }
+    let generation = env.generation();
+    let Some(near) = walk::near(env, env.ifindex(), generation) else { return (Outcome::Read, None) };
+    let endpoint = &near.endpoint;
     let (own, contested) = if s.packet.v6 == 1 {
         (&endpoint.address_v6, ENDPOINT_CONTESTED_V6)
     } else {
@@ -80,6 +84,10 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
             return (Outcome::Read, Some(entry));
         }
     }
+    if let Some(row) = row {
+        recent::add_up(env, s, found, row);
+    }
+    let another = found.last_ns == now_ns;
     if found.last_ns < now_ns {
         let idle_ns = now_ns - found.last_ns;
         let unflushed_ns = now_ns.saturating_sub(found.flushed_ns);
@@ -95,6 +103,15 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
     };
     env.add(packets, u64::from(env.segments()));
     env.add(bytes, u64::from(s.packet.bytes));
+    // One that comes alone in its tick is better off without.
+    if another && let Some(row) = row {
+        recent::keep(env, hook, s, found, row, generation);
+    }
+    let_through(env, hook)
+}
+
+#[inline(always)]
+fn let_through<E: Env>(env: &E, hook: Hook) -> Judged {
     if matches!(hook, Hook::FromPod) {
         env.set_mark(mark::with(env.config(), env.mark(), KIND_POD, 0));
     }

@@ -24,11 +24,15 @@ use reeve_abi::event::Event;
 use reeve_abi::ids::{ClassId, IdentityId, WorkloadId};
 use reeve_abi::mark::SlotValue;
 use reeve_abi::policy::{PeerKey, PeerValue, PortKey, PortValue, RANGE_BASE_BITS, RangeKey};
+use reeve_abi::recent::{RECENT_PLACES, RecentValue};
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_abi::stats;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+
+/// How many CPUs the host has.
+pub(crate) const CPUS: u32 = 2;
 
 /// Between two ticks of a kernel that has 250 a second.
 const TICK_NS: u64 = 4_000_000;
@@ -110,6 +114,7 @@ pub(crate) struct Host {
     pub(crate) ports: HashMap<PortKey, PortValue>,
     pub(crate) ranges: BTreeMap<RangeKey, PortValue>,
     pub(crate) flows: Table<FlowKey, FlowValue>,
+    pub(crate) recent: Table<u32, RecentValue>,
     pub(crate) budgets: Table<WorkloadId, BudgetValue>,
     pub(crate) denied: Table<FlowKey, DeniedValue>,
     pub(crate) edges: Table<EdgeKey, EdgeValue>,
@@ -149,6 +154,7 @@ impl Host {
             ports: HashMap::new(),
             ranges: BTreeMap::new(),
             flows: Table::new(),
+            recent: Table::new(),
             budgets: Table::new(),
             denied: Table::new(),
             edges: Table::new(),
@@ -299,6 +305,12 @@ impl Env for Host {
     }
     fn put_flow(&self, key: &FlowKey, value: &FlowValue) -> bool {
         self.flows.put(key, value)
+    }
+    fn recent(&self, number: u32) -> Option<NonNull<RecentValue>> {
+        if number < CPUS * RECENT_PLACES && self.recent.get(&number).is_none() {
+            self.recent.put(&number, &RecentValue::default());
+        }
+        self.recent.get(&number)
     }
     fn budget(&self, workload: WorkloadId) -> Option<NonNull<BudgetValue>> {
         self.budgets.get(&workload)

@@ -21,6 +21,7 @@ pub mod mark;
 pub mod neighbour;
 pub mod parse;
 pub mod pending;
+pub mod recent;
 mod refusal;
 mod scratch;
 pub mod tell;

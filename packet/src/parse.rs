@@ -183,27 +183,27 @@ const HEAD_V6: usize = 62;
 #[inline(always)]
 pub(crate) fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
     let h: &[u8; HEAD_V4] = env.head()?;
-    let (v6, total, l4) = match (u16::from_be_bytes([h[12], h[13]]), h[14]) {
-        (ETHERTYPE_IPV4, 0x45) if [h[20] & 0x3f, h[21]] == [0; 2] => {
+    let (v6, total, l4) = match (u16::from_be(B::half(h, 12)), h[14]) {
+        (ETHERTYPE_IPV4, 0x45) if u16::from_be(B::half(h, 20)) & 0x3fff == 0 => {
             packet.hop_limit = h[22];
             packet.protocol = h[23];
-            packet.source = Address::v4([h[26], h[27], h[28], h[29]]);
-            packet.destination = Address::v4([h[30], h[31], h[32], h[33]]);
-            packet.identification = u32::from(u16::from_be_bytes([h[18], h[19]]));
-            (0, u32::from(u16::from_be_bytes([h[16], h[17]])), 34)
+            packet.source = Address::v4_of_word(B::word(h, 26));
+            packet.destination = Address::v4_of_word(B::word(h, 30));
+            packet.identification = u32::from(u16::from_be(B::half(h, 18)));
+            (0, u32::from(u16::from_be(B::half(h, 16))), 34)
         }
         (ETHERTYPE_IPV6, 0x60..=0x6f) => {
             let h: &[u8; HEAD_V6] = env.head()?;
             packet.hop_limit = h[21];
             packet.protocol = h[20];
-            let word = |at: usize| u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
-            packet.source = Address::of_words([word(22), word(26), word(30), word(34)]);
-            packet.destination = Address::of_words([word(38), word(42), word(46), word(50)]);
+            let address = |at: usize| Address::of_words([0, 4, 8, 12].map(|word| B::word(h, at + word)));
+            packet.source = address(22);
+            packet.destination = address(38);
             packet.identification = 0;
             if packet.source.is_v4() || packet.destination.is_v4() {
                 return None;
             }
-            let payload = u32::from(u16::from_be_bytes([h[18], h[19]]));
+            let payload = u32::from(u16::from_be(B::half(h, 18)));
             (1, if payload == 0 { 0 } else { payload + 40 }, 54)
         }
         _ => return None,
@@ -216,16 +216,19 @@ pub(crate) fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
     packet.tcp_flags = 0;
     let ports = match packet.protocol {
         protocol::UDP if end >= l4 + 8 => {
-            let h: &[u8; HEAD_V4] = env.head()?;
-            if v6 == 0 { [h[34], h[35], h[36], h[37]] } else { env.head::<HEAD_V6>()?[54..58].try_into().ok()? }
+            if v6 == 0 {
+                B::word(env.head::<HEAD_V4>()?, 34)
+            } else {
+                B::word(env.head::<HEAD_V6>()?, 54)
+            }
         }
         protocol::TCP if end >= l4 + 20 => {
-            let [ports @ .., offset, flags] = if v6 == 0 {
+            let (ports, offset, flags) = if v6 == 0 {
                 let h: &[u8; HEAD_V4 + 12] = env.head()?;
-                [h[34], h[35], h[36], h[37], h[46], h[47]]
+                (B::word(h, 34), h[46], h[47])
             } else {
                 let h: &[u8; HEAD_V6 + 12] = env.head()?;
-                [h[54], h[55], h[56], h[57], h[66], h[67]]
+                (B::word(h, 54), h[66], h[67])
             };
             let header_bytes = u32::from(offset >> 4) * 4;
             if header_bytes < 20 || l4 + header_bytes > end {
@@ -236,14 +239,15 @@ pub(crate) fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
         }
         _ => return None,
     };
+    let ports = u32::from_be(ports);
     packet.v6 = v6;
     packet.bytes = total;
     packet.end = end;
     packet.l4_offset = l4;
     packet.fragment = FRAGMENT_NONE;
     packet.fragment_edge = 0;
-    packet.source_port = u16::from_be_bytes([ports[0], ports[1]]);
-    packet.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    packet.source_port = (ports >> 16) as u16;
+    packet.destination_port = (ports & 0xffff) as u16;
     packet.icmp_type = 0;
     packet.icmp_code = 0;
     packet.icmp_id = 0;

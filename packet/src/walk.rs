@@ -14,6 +14,7 @@ use crate::mark::{self, KIND_LOST};
 use crate::neighbour::{self, Finding};
 use crate::parse::{self, FRAGMENT_LATER, Kind, Packet};
 use crate::pending;
+use crate::recent;
 use crate::refusal;
 use crate::tell;
 use crate::words::{copy, zero};
@@ -76,8 +77,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, (outcome, found): Judged) 
     s.stamp = KIND_POD;
     zero(&mut s.seen);
     let kind = match outcome {
-        Outcome::Passes | Outcome::Unread => parse::frame(env, &mut s.packet),
-        Outcome::Unusual => parse::behind(env, parse::ETHERNET_BYTES, &mut s.packet),
+        Outcome::Passes | Outcome::Unusual => parse::behind(env, parse::ETHERNET_BYTES, &mut s.packet),
         Outcome::Read => Kind::Ip,
     };
     match kind {
@@ -152,6 +152,7 @@ fn walk<E: Env>(env: &E, hook: Hook, s: &mut Scratch, (outcome, found): Judged) 
     if let Some(found) = found.or_else(|| env.flow(&s.key)) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
+        recent::look_and_add_up(env, s, found);
         if let Some(action) = known(env, hook, s, found) {
             return action;
         }
@@ -443,6 +444,7 @@ fn replace<E: Env>(env: &E, hook: Hook, s: &mut Scratch) {
         // SAFETY: valid for the run of the program (`Env`).
         let found = unsafe { &mut *found.as_ptr() };
         if found.verdict != flow::VERDICT_ENDED {
+            recent::look_and_add_up(env, s, found);
             ended(env, hook, s, found);
         }
     }

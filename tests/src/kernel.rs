@@ -19,6 +19,7 @@ use reeve_abi::endpoint::EndpointValue;
 use reeve_abi::event::Event;
 use reeve_abi::ids::IdentityId;
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::recent::{RECENT_PLACES, RecentValue};
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use reeve_packet::env::Hook;
 use std::collections::HashSet;
@@ -27,6 +28,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use plan::{Dump, Ran, Sent};
 pub use rows::Rows;
@@ -86,12 +88,21 @@ pub enum Program {
     HostIn,
     OutSpare,
     InSpare,
+    Settle,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::FromPod, Self::ToPod, Self::Uplink, Self::UplinkIn, Self::HostIn, Self::OutSpare, Self::InSpare];
+    pub const ALL: [Self; 8] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::Uplink,
+        Self::UplinkIn,
+        Self::HostIn,
+        Self::OutSpare,
+        Self::InSpare,
+        Self::Settle,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -102,6 +113,7 @@ impl Program {
             Self::HostIn => "reeve_host_in",
             Self::OutSpare => "reeve_out_spare",
             Self::InSpare => "reeve_in_spare",
+            Self::Settle => "reeve_settle",
         }
     }
 }
@@ -182,6 +194,7 @@ impl Kernel {
         let path = std::env::var_os("REEVE_BPF_OBJECT").context("REEVE_BPF_OBJECT is not set")?;
         let object = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut loader = EbpfLoader::new();
+        loader.map_max_entries("RECENT", u32::try_from(cpus()?)? * RECENT_PLACES);
         for (map, entries) in sizes {
             loader.map_max_entries(map, *entries);
         }
@@ -312,7 +325,8 @@ impl Kernel {
         Ok(result.duration.as_secs_f64() * 1e9)
     }
 
-    /// Runs a program over one frame `repeat` times on each of several threads at once; what is told is thrown away.
+    /// Runs a program over one frame `repeat` times on each of several threads at once, while another has what CPUs have
+    /// counted for themselves added up again and again; what is told is thrown away.
     pub fn hammer(&mut self, hook: Hook, frame: &[u8], ifindex: u32, threads: u32, repeat: u32) -> anyhow::Result<()> {
         self.interface(ifindex)?;
         let (program, context) = (self.program(hook)?, context(ifindex, ifindex, 0));
@@ -324,9 +338,19 @@ impl Kernel {
             program.test_run(options)
         };
         // New threads are in this thread's network namespace.
+        let (running, programs) = (AtomicBool::new(true), Programs(&self.programs));
         std::thread::scope(|scope| {
+            let settles = scope.spawn(|| {
+                while running.load(Ordering::Relaxed) {
+                    programs.settle()?;
+                }
+                programs.settle()
+            });
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic").map(drop))
+            let ran: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect();
+            running.store(false, Ordering::Relaxed);
+            settles.join().expect("it does not panic")?;
+            ran.into_iter().try_for_each(|run| run.map(drop).context("cannot run the program"))
         })?;
         self.take_events();
         Ok(())
@@ -334,8 +358,7 @@ impl Kernel {
 
     /// Value of a counter of `reeve_abi::stats`, summed over the CPUs.
     pub fn stat(&self, stat: u32) -> anyhow::Result<u64> {
-        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;
-        rows::sum_over_cpus(self.fd("STATS"), stat, cpus)
+        rows::sum_over_cpus(self.fd("STATS"), stat, cpus()?)
     }
 
     /// Number of instructions that the verifier walked to accept a program; kernels before 5.16 do not tell.
@@ -410,6 +433,14 @@ impl Kernel {
     pub fn flows(&self) -> Rows<'_, FlowKey, FlowValue> {
         self.rows("FLOWS")
     }
+    /// What each CPU has counted of flows lately.
+    pub fn recent(&self) -> Rows<'_, u32, RecentValue> {
+        self.rows("RECENT")
+    }
+    /// Has all of [`Kernel::recent`] added up.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        Programs(&self.programs).settle()
+    }
     /// Denied tuples.
     pub fn denied(&self) -> Rows<'_, FlowKey, DeniedValue> {
         self.rows("DENIED")
@@ -467,11 +498,25 @@ impl Kernel {
     }
 }
 
+fn cpus() -> anyhow::Result<usize> {
+    aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))
+}
+
 /// The programs alone: any thread may run them.
 #[derive(Clone, Copy)]
 struct Programs<'a>(&'a Ebpf);
 
 impl Programs<'_> {
+    fn settle(self) -> anyhow::Result<()> {
+        let rows = u32::try_from(cpus()?)? * RECENT_PLACES;
+        let options = TestRunOptions { data_in: Some(&[0; 64]), repeat: rows, ..TestRunOptions::default() };
+        match self.0.program(Program::Settle.name()) {
+            Some(programs::Program::SchedClassifier(program)) => program.test_run(options)?,
+            _ => anyhow::bail!("the object lacks {}", Program::Settle.name()),
+        };
+        Ok(())
+    }
+
     /// Runs one over a frame; what became of it, and its mark.
     fn run(self, program: Program, frame: &[u8], context: &[u8; CONTEXT_BYTES]) -> anyhow::Result<(Action, u32)> {
         let mut left = [0_u8; CONTEXT_BYTES];

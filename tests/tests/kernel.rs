@@ -373,6 +373,8 @@ fn edges_stay_exact_while_cpus_flush_the_same_flow_at_once() {
     assert_eq!((flow.packets, flow.bytes), ([total, 0], [total * 32, 0]));
     let unflushed = flow.packets[0] - flow.flushed_packets[0];
     assert_eq!((edge.connections, edge.packets), (1, [total - unflushed, 0]));
+    let unlooked = world.kernel.recent().all().unwrap().iter().map(|(_, row)| row.packets[1]).sum::<u64>();
+    assert!(unlooked > total / 2, "most of {total} go without a look at the flow: {unlooked}");
 }
 
 #[test]

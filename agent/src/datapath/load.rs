@@ -1,7 +1,7 @@
 //! Loads the programs, with the maps that are pinned already or new ones.
 
 use super::endpoints::Endpoints;
-use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, Table};
+use super::maps::{Batches, EVENTS, Maps, PINNED, PerCpu, RECENT, Table};
 use super::migrate::{self, Aside};
 use super::syscall;
 use aya::maps::{Map, MapData, RingBuf};
@@ -9,6 +9,7 @@ use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
 use reeve_abi::config::Config;
+use reeve_abi::recent::RECENT_PLACES;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
@@ -23,6 +24,9 @@ pub const HOLD: &str = "reeve_hold";
 
 /// Program at TC egress of devices that are no pod's.
 pub const UPLINK: &str = "reeve_uplink";
+/// Program that stands at no hook: adds up what `RECENT` has counted.
+pub const SETTLE: &str = "reeve_settle";
+
 /// Program at TC ingress of devices that are no pod's.
 pub const UPLINK_IN: &str = "reeve_uplink_in";
 /// What stands before [`UPLINK`] while that is put first again.
@@ -119,17 +123,22 @@ impl Loaded {
         let mut aside = Vec::new();
         let mut adopted = Adopted::Nothing;
         let mut loader = EbpfLoader::new();
-        for (name, entries) in capacities {
-            if *entries == 0 || name != EVENTS && !PINNED.contains(&name.as_str()) {
-                let known = [PINNED, &[EVENTS]].concat().join(", ");
+        let mut capacities = capacities.clone();
+        for (name, entries) in &capacities {
+            if *entries == 0 || name == RECENT || name != EVENTS && !PINNED.contains(&name.as_str()) {
+                let known = [PINNED, &[EVENTS]].concat().into_iter().filter(|name| *name != RECENT);
+                let known = known.collect::<Vec<_>>().join(", ");
                 return Err(LoadError::Capacity { name: name.clone(), entries: *entries, known });
             }
+        }
+        capacities.insert(RECENT.to_owned(), u32::try_from(cpus()?).unwrap_or(u32::MAX).saturating_mul(RECENT_PLACES));
+        for (name, entries) in &capacities {
             loader.map_max_entries(name, *entries);
         }
         if let Pins::Directory(directory) = pins {
             std::fs::create_dir_all(directory)
                 .map_err(pin_error(directory, "cannot be created (is it on a bpffs?)"))?;
-            aside = migrate::set_aside(directory, &declarations(object, capacities)?)?;
+            aside = migrate::set_aside(directory, &declarations(object, &capacities)?)?;
             // While policy maps of an earlier layout are there, the new ones may not be whole.
             if directory.join("ENDPOINTS").exists() && !aside.iter().any(Aside::is_policy) {
                 adopted = Adopted::Maps;
@@ -202,6 +211,23 @@ impl Loaded {
         Ok(TestRun { action: result.return_value.cast_signed(), duration: result.duration })
     }
 
+    /// Has every row of `RECENT` added up, to its flow or its edge: what the programs have let through until now is counted
+    /// in `FLOWS` and `EDGES` then.
+    pub fn settle(&self) -> Result<(), LoadError> {
+        use aya::programs::{TestRun as _, TestRunOptions};
+        let Some(Program::SchedClassifier(program)) = self.programs.program(SETTLE) else {
+            return Err(LoadError::Missing { kind: "program", name: SETTLE });
+        };
+        // The program takes the row that the mark says, 0 at first, and raises it.
+        let options = TestRunOptions {
+            data_in: Some(&[0; 64]),
+            repeat: self.maps.recent.capacity(),
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).map_err(|source| LoadError::Program { name: SETTLE, source: Box::new(source) })?;
+        Ok(())
+    }
+
     pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
         classifier(&mut self.programs, name)
     }
@@ -264,7 +290,7 @@ const LOADS: u32 = 5;
 /// Loads the programs that are wanted at once, each on a thread of its own: the kernel takes up to half a second to verify
 /// one, and nothing is enforced anew before all are.
 fn verify(programs: &mut Ebpf) -> Result<(), LoadError> {
-    let wanted = [FROM_POD, TO_POD, HOLD, UPLINK, UPLINK_IN, HOST_IN];
+    let wanted = [FROM_POD, TO_POD, HOLD, UPLINK, UPLINK_IN, HOST_IN, SETTLE];
     if let Some(name) = wanted.into_iter().find(|name| programs.program(name).is_none()) {
         return Err(LoadError::Missing { kind: "program", name });
     }
@@ -330,6 +356,7 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
         ports: table(programs, "PORTS")?,
         ranges: table(programs, "RANGES")?,
         flows: table(programs, "FLOWS")?,
+        recent: table(programs, RECENT)?,
         budgets: table(programs, "BUDGETS")?,
         denied: table(programs, "DENIED")?,
         edges: table(programs, "EDGES")?,
@@ -338,13 +365,17 @@ fn open(programs: &Ebpf) -> Result<Maps, LoadError> {
         config: table(programs, "CONFIG")?,
         stats: {
             let data = map_data(programs, "STATS")?;
-            let cpus = aya::util::nr_cpus().map_err(|(path, source)| LoadError::Pin {
-                path: path.into(),
-                what: "does not tell the number of CPUs",
-                source,
-            })?;
-            PerCpu::new(clone_fd(data, "STATS")?, cpus)
+            PerCpu::new(clone_fd(data, "STATS")?, cpus()?)
         },
+    })
+}
+
+/// How many CPUs there can be.
+fn cpus() -> Result<usize, LoadError> {
+    aya::util::nr_cpus().map_err(|(path, source)| LoadError::Pin {
+        path: path.into(),
+        what: "does not tell the number of CPUs",
+        source,
     })
 }
 

@@ -10,6 +10,7 @@ use reeve_abi::conntrack::{BudgetValue, DeniedValue, FlowKey, FlowValue, Fragmen
 use reeve_abi::device::DeviceValue;
 use reeve_abi::edge::{EdgeKey, EdgeValue};
 use reeve_abi::policy::{ClassValue, PeerKey, PeerValue, PortKey, PortValue, RangeKey};
+use reeve_abi::recent::RecentValue;
 use reeve_abi::service::{ServiceKey, ServiceValue};
 use std::io;
 use std::marker::PhantomData;
@@ -29,6 +30,7 @@ pub const PINNED: &[&str] = &[
     "PORTS",
     "RANGES",
     "FLOWS",
+    RECENT,
     "BUDGETS",
     "DENIED",
     "EDGES",
@@ -40,6 +42,9 @@ pub const PINNED: &[&str] = &[
 
 /// The ring buffer; never pinned, a new agent has its own.
 pub const EVENTS: &str = "EVENTS";
+
+/// What each CPU has counted of flows lately: as many rows as the machine's CPUs take.
+pub const RECENT: &str = "RECENT";
 
 /// A map call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +234,7 @@ pub struct Maps {
     pub ports: Table<PortKey, PortValue>,
     pub ranges: Table<RangeKey, PortValue>,
     pub flows: Table<FlowKey, FlowValue>,
+    pub recent: Table<u32, RecentValue>,
     pub budgets: Table<u64, BudgetValue>,
     pub denied: Table<FlowKey, DeniedValue>,
     pub edges: Table<EdgeKey, EdgeValue>,

@@ -4,12 +4,14 @@
 //! whole as well. Policy maps are moved away together: rows of one refer to rows of another.
 
 use super::load::{LoadError, Shape, pin_error};
-use super::maps::{Batches, MapError, Maps, PINNED, PerCpu, Table};
+use super::maps::{Batches, MapError, Maps, PINNED, PerCpu, RECENT, Table};
 use aya::maps::{MapData, MapInfo, MapType};
 use bytemuck::Pod;
 use reeve_abi::conntrack::{DeniedValue, FlowKey, FlowValue, FragmentKey, FragmentValue};
 use reeve_abi::edge::{EDGE_BANK, EdgeKey, EdgeValue};
 use reeve_abi::endpoint::EndpointValue;
+use reeve_abi::recent::RecentValue;
+use reeve_packet::recent;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -173,13 +175,15 @@ impl Aside {
             "DENIED" => self.copy::<FlowKey, DeniedValue>(&maps.denied, |row| row),
             "FRAGMENTS" => self.copy::<FragmentKey, FragmentValue>(&maps.fragments, |row| row),
             // Read when no program writes into them any more.
-            "EDGES" | "OVERFLOW" => {
-                let readable = self.table::<EdgeKey, EdgeValue>().is_some();
-                Ok(if readable { Fate::Copied } else { Fate::Dropped })
-            }
+            "EDGES" | "OVERFLOW" => Ok(self.fate_of_counts::<EdgeKey, EdgeValue>()),
+            RECENT => Ok(self.fate_of_counts::<u32, RecentValue>()),
             "STATS" => self.counters(maps),
             _ => Ok(Fate::Refilled),
         }
+    }
+
+    fn fate_of_counts<K: Pod, V: Pod>(&self) -> Fate {
+        if self.table::<K, V>().is_some() { Fate::Copied } else { Fate::Dropped }
     }
 
     fn copy<K: Pod, V: Pod>(&self, to: &Table<K, V>, change: impl Fn(V) -> V) -> Result<Fate, MapError> {
@@ -206,8 +210,8 @@ impl Aside {
         Ok(Fate::Copied)
     }
 
-    /// What an earlier `EDGES` or `OVERFLOW` counted, and earlier flows that it does not have; asked when no program
-    /// writes into them any more.
+    /// What an earlier `EDGES` or `OVERFLOW` counted, and earlier flows and processors that it does not have; asked when no
+    /// program writes into them any more.
     pub fn counts(
         &self,
         unflushed: impl Fn(&FlowKey, &FlowValue) -> Option<(EdgeKey, EdgeValue)>,
@@ -217,6 +221,10 @@ impl Aside {
             "FLOWS" => {
                 let Some(table) = self.table::<FlowKey, FlowValue>() else { return Ok(Vec::new()) };
                 Ok(table.read()?.iter().filter_map(|(key, value)| unflushed(key, value)).collect())
+            }
+            RECENT => {
+                let Some(table) = self.table::<u32, RecentValue>() else { return Ok(Vec::new()) };
+                Ok(table.read()?.iter().filter_map(|(_, row)| unflushed(&row.key, &recent::owed(row))).collect())
             }
             _ => Ok(Vec::new()),
         }

@@ -3,6 +3,7 @@
 use super::{Ends, Host};
 use crate::env::{Action, Hook};
 use crate::mark;
+use crate::recent;
 use crate::uplink::{self, Next};
 use crate::walk::{self, Scratch};
 use reeve_abi::address::{
@@ -241,6 +242,17 @@ impl World {
     pub(crate) fn host_gets(&mut self, frame: &[u8], by: u32) -> Action {
         self.at(&frame[14..], UPLINK, by);
         uplink::received(&self.host, &mut self.scratch)
+    }
+
+    /// What CPUs have counted for themselves is added up, as the agent has it done now and then.
+    pub(crate) fn settles(&mut self) {
+        let mark = self.host.mark.get();
+        for (number, _) in self.host.recent.all() {
+            self.host.mark.set(number);
+            recent::settle(&self.host, &mut self.scratch);
+            assert_eq!(self.host.mark.get(), number + 1, "the next run sees to the next row");
+        }
+        self.host.mark.set(mark);
     }
 
     fn at(&mut self, frame: &[u8], ifindex: u32, by: u32) {

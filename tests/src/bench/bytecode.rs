@@ -22,7 +22,14 @@ pub const ARRAY: u32 = 2;
 pub const PROGRAMS: u32 = 3;
 
 const SCHED_CLS: u32 = 3;
-const TCX_INGRESS: u32 = 46;
+/// Where at a device a classifier stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// What comes in.
+    Ingress = 46,
+    /// What goes out.
+    Egress = 47,
+}
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
 
@@ -149,9 +156,9 @@ impl Code {
     }
 }
 
-/// Attaches a classifier to what comes in by a device of this thread's network namespace, after those that are there.
-pub fn attach(program: BorrowedFd<'_>, ifindex: u32) -> anyhow::Result<OwnedFd> {
-    let mut attributes = Link { program: number(program), ifindex, kind: TCX_INGRESS, ..Link::default() };
+/// Attaches a classifier to a device of this thread's network namespace, after those that are there.
+pub fn attach(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> anyhow::Result<OwnedFd> {
+    let mut attributes = Link { program: number(program), ifindex, kind: hook as u32, ..Link::default() };
     made(bpf(LINK_CREATE, &mut attributes)).with_context(|| format!("cannot attach to interface {ifindex}"))
 }
 

@@ -24,10 +24,11 @@ struct Comparison {
 const NFTABLES: Enforcer = Enforcer::Rules(Rival::Nftables);
 const IPTABLES: Enforcer = Enforcer::Rules(Rival::Iptables);
 
-fn plain(kind: Kind) -> [Comparison; 2] {
+fn plain(kind: Kind) -> [Comparison; 3] {
     let comparison = |name: String, ours| Comparison { name, ours, theirs: Enforcer::Nobody };
     [
         comparison(format!("path/{}", kind.word()), Enforcer::Reeve),
+        comparison(format!("path/{}-floor", kind.word()), Enforcer::Empty),
         comparison(format!("path/{}-noise", kind.word()), Enforcer::NobodyAgain),
     ]
 }
@@ -66,10 +67,15 @@ pub fn measures() -> Vec<Measure> {
         Kind::TcpThroughputNoTso => Target::AtLeast(0.88),
     };
     let of = |kind| {
-        let [ours, noise] = plain(kind);
+        let [ours, floor, noise] = plain(kind);
         let how = format!("{}, pod to pod on one node, by that without programs", what(kind));
         let again = format!("{}, without programs on another such node: what differs is noise", what(kind));
-        [Measure::new(ours.name, "ratio", how).target(target(kind)), Measure::new(noise.name, "ratio", again)]
+        let empty = format!("{}, with programs that do nothing at the same hooks", what(kind));
+        [
+            Measure::new(ours.name, "ratio", how).target(target(kind)),
+            Measure::new(floor.name, "ratio", empty),
+            Measure::new(noise.name, "ratio", again),
+        ]
     };
     Kind::ALL.into_iter().flat_map(of).collect()
 }
@@ -92,7 +98,7 @@ pub fn rivals() -> Vec<Measure> {
 
 /// See [`measures`].
 pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
-    let enforcers = [Enforcer::Nobody, Enforcer::NobodyAgain, Enforcer::Reeve];
+    let enforcers = [Enforcer::Nobody, Enforcer::NobodyAgain, Enforcer::Empty, Enforcer::Reeve];
     let sides = Sides::new("bench", &enforcers, POLICIES, Tracking::None)?;
     for kind in Kind::ALL {
         compare(sheet, &sides, kind, &plain(kind))?;

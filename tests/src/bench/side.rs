@@ -1,9 +1,11 @@
 //! Sides of a comparison: nodes that are wired alike and differ in who enforces policy there, if anybody does.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Context;
 
+use super::bytecode::{self, Hook};
 use super::policies::{GROUP, NAMESPACE, Policies, TCP_PORT, UDP_PORT};
 use super::rules::{self, Rival};
 use crate::lab::{
@@ -21,6 +23,8 @@ pub enum Enforcer {
     Nobody,
     /// Nobody again: what it differs by is noise.
     NobodyAgain,
+    /// Nobody, but there is a program at both hooks of each pod, which does nothing: below that no program gets.
+    Empty,
     /// The agent with its programs.
     Reeve,
     /// Rules.
@@ -32,6 +36,7 @@ impl Enforcer {
         match self {
             Self::Nobody => "plain",
             Self::NobodyAgain => "again",
+            Self::Empty => "empty",
             Self::Reeve => "reeve",
             Self::Rules(Rival::Nftables) => "nftables",
             Self::Rules(Rival::Iptables) => "iptables",
@@ -54,6 +59,8 @@ pub struct Side {
     pub enforcer: Enforcer,
     /// Ended before its node goes.
     agent: Option<Agent>,
+    /// Of programs that do nothing.
+    links: Vec<OwnedFd>,
     /// Sends.
     pub client: Pod,
     /// Receives.
@@ -118,12 +125,17 @@ impl Side {
         let admitted = policies.admitted();
         let (client, server) = (pod("client", Some(&admitted))?, pod("server", Some(&admitted))?);
         let guest = pod("guest", None)?;
-        Ok(Self { enforcer, agent: None, client, server, guest, node })
+        Ok(Self { enforcer, agent: None, links: Vec::new(), client, server, guest, node })
     }
 
     fn enforce(&mut self, policies: Policies) -> anyhow::Result<()> {
         match self.enforcer {
             Enforcer::Nobody | Enforcer::NobodyAgain => Ok(()),
+            Enforcer::Empty => {
+                let devices = [self.client.host_index()?, self.server.host_index()?];
+                self.links = self.node.netns().run(|| attach_empty(&devices))??;
+                Ok(())
+            }
             Enforcer::Reeve => {
                 policies.write(&self.node)?;
                 let agent = self.node.start_agent(AgentOptions::default())?;
@@ -145,7 +157,7 @@ impl Side {
         let _udp = Server::udp(self.server.netns(), own, UDP_PORT)?;
         let _tcp = Server::tcp(self.server.netns(), own, TCP_PORT)?;
         let _other = Server::tcp(self.server.netns(), own, TCP_PORT + 1)?;
-        let enforces = !matches!(self.enforcer, Enforcer::Nobody | Enforcer::NobodyAgain);
+        let enforces = matches!(self.enforcer, Enforcer::Reeve | Enforcer::Rules(_));
         for (who, from, port, passes) in [
             ("the client", &self.client, TCP_PORT, true),
             ("the client at another port", &self.client, TCP_PORT + 1, !enforces),
@@ -161,6 +173,13 @@ impl Side {
         }
         Ok(())
     }
+}
+
+/// Puts a program that does nothing at both hooks of each device.
+fn attach_empty(devices: &[u32]) -> anyhow::Result<Vec<OwnedFd>> {
+    let program = bytecode::empty()?;
+    let at = devices.iter().flat_map(|device| [(device, Hook::Ingress), (device, Hook::Egress)]);
+    at.map(|(device, hook)| bytecode::attach(program.as_fd(), *device, hook)).collect()
 }
 
 fn wanted(passes: bool) -> traffic::Answer {

@@ -258,13 +258,7 @@ impl Story<'_> {
 
 /// Takes the programs at a pod's interface away behind the agent's back, as `bpftool link detach` does for an operator.
 fn detach(pod: &Pod) -> anyhow::Result<()> {
-    let (node, interface) = (pod.node(), pod.host_side());
-    let name = std::ffi::CString::new(interface)?;
-    // SAFETY: the name is a terminated string that outlives the call.
-    let ifindex = node.netns().run(|| unsafe { libc::if_nametoindex(name.as_ptr()) })?;
-    if ifindex == 0 {
-        bail!("{interface} is no interface of the node");
-    }
+    let (node, ifindex) = (pod.node(), pod.host_index()?);
     for side in ["from", "to"] {
         let pin = node.bpffs().join(format!("reeve/v1/links/{ifindex}-{side}"));
         let output = Command::new("bpftool")

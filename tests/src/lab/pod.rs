@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
 
 use super::manifests::Labels;
@@ -163,6 +164,15 @@ impl Pod {
     /// The name of its interface in the node's namespace.
     pub fn host_side(&self) -> &str {
         &self.inner.host_side
+    }
+
+    /// The number of that interface.
+    pub fn host_index(&self) -> anyhow::Result<u32> {
+        let of = || -> anyhow::Result<u32> {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+            Ok(rustix::net::netdevice::name_to_index(socket, self.host_side())?)
+        };
+        self.node().netns().run(of)?.with_context(|| format!("{} is no interface of the node", self.host_side()))
     }
 
     /// Its addresses, as in `status.podIPs`.

@@ -4,9 +4,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use reeve_tests::bench::bytecode::{self, Code, REDIRECT_PEER};
-use reeve_tests::lab::{Mode, Pod, until};
+use reeve_tests::lab::{Mode, until};
 use reeve_tests::stage::{Stage, WEB, get, shop};
-use rustix::net::netdevice::name_to_index;
 use serde_json::Value;
 
 /// Longest wait for the agent to tell.
@@ -22,14 +21,6 @@ fn problem(stage: &mut Stage) -> Option<Value> {
     let told = stage.agent().request("GET", "/problems").and_then(|answer| answer.json()).expect("problems");
     let of_web = |problem: &&Value| problem["object"] == "Pod/shop/web";
     told.as_array().expect("a list").iter().find(of_web).cloned()
-}
-
-fn index(stage: &Stage, pod: &Pod) -> u32 {
-    let of = || {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        name_to_index(socket, pod.host_side()).expect("an interface")
-    };
-    stage.node.netns().run(of).expect("a namespace")
 }
 
 #[test]
@@ -48,12 +39,13 @@ fn packets_that_are_led_around_a_pods_programs_are_told_by_its_answers() {
         .load_word(3, 1, PROTOCOL)
         .set(0, NEXT)
         .skip_unless(3, IPV4, 3)
-        .set(1, i32::try_from(index(&stage, &web)).expect("a small number"))
+        .set(1, i32::try_from(web.host_index().expect("an interface")).expect("a small number"))
         .set(2, 0)
         .call(REDIRECT_PEER)
         .exit();
-    let at = index(&stage, &guest);
-    let attach = || -> anyhow::Result<_> { bytecode::attach(around.classifier()?.as_fd(), at) };
+    let at = guest.host_index().expect("an interface");
+    let attach =
+        || -> anyhow::Result<_> { bytecode::attach(around.classifier()?.as_fd(), at, bytecode::Hook::Ingress) };
     let link = stage.node.netns().run(attach).expect("a namespace").expect("attached");
     let mut asked = 0_u32;
     let told = until("a problem", PATIENCE, || {
