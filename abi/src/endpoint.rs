@@ -46,9 +46,9 @@ pub const ENDPOINT_CONTESTED_V6: u32 = 8;
 /// Programs are attached: whatever comes from the interface carries a mark.
 pub const ENDPOINT_MARKS: u32 = 16;
 
-/// Map `NEAR` (per CPU, index: interface index modulo [`NEAR_PLACES`]): value. What a CPU last read of `ENDPOINTS`, for a
-/// fraction of the price. It counts as long as `GENERATION` (array of one `u64`) is what it was before that reading: the
-/// agent raises it after each write to `ENDPOINTS`, and before anything goes that an endpoint referred to.
+/// Map `NEAR` (per CPU, index: interface index modulo [`NEAR_PLACES`]): value. What a CPU last read of `ENDPOINTS`, and of
+/// `DEVICES`, for a fraction of the price. It counts as long as `GENERATION` (array of one `u64`) is what it was before that
+/// reading: the agent raises it after each write to either, and before anything goes that an endpoint referred to.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct NearValue {
@@ -56,6 +56,12 @@ pub struct NearValue {
     pub generation: u64,
     /// What was read, whole.
     pub endpoint: EndpointValue,
+    /// `GENERATION` before the looking for `arrives_marked`.
+    pub looked_generation: u64,
+    /// The interface that was looked for; it need not be an endpoint's.
+    pub looked_ifindex: u32,
+    /// 1: whatever comes from it carries a mark.
+    pub arrives_marked: u32,
 }
 
 /// Entries of map `NEAR`, a power of two.
@@ -72,4 +78,4 @@ pub const fn policy_index(direction: u32, v6: u32) -> usize {
     ((direction & 1) << 1 | (v6 & 1)) as usize
 }
 
-crate::pin_size!(EndpointValue = 112, NearValue = 120);
+crate::pin_size!(EndpointValue = 112, NearValue = 136);

@@ -37,10 +37,14 @@ pub struct RecentValue {
     pub packets: [u64; 2],
     /// Bytes counted here, likewise.
     pub bytes: [u64; 2],
+    /// Frames counted here, of any number of packets each: for `STATS`.
+    pub frames: u64,
     /// Part of `packets` that `FLOWS` or `EDGES` has.
     pub added_packets: [u64; 2],
     /// Part of `bytes` that `FLOWS` or `EDGES` has.
     pub added_bytes: [u64; 2],
+    /// Part of `frames` that `STATS` has.
+    pub added_frames: u64,
     /// 1: somebody holds the row.
     pub held: u64,
     /// `FlowValue::first_ns`: the key's flow that is meant.
@@ -61,4 +65,4 @@ pub struct RecentValue {
     pub port: u32,
 }
 
-crate::pin_size!(RecentValue = 208);
+crate::pin_size!(RecentValue = 224);

@@ -256,10 +256,10 @@ impl Env for Kernel {
         maps::EVENTS.output::<Event>(event, BPF_RB_NO_WAKEUP as u64).is_ok()
     }
     #[inline(always)]
-    fn count(&self, stat: u32) {
+    fn count_more(&self, stat: u32, more: u64) {
         if let Some(counter) = maps::STATS.get_ptr_mut(stat) {
             // SAFETY: per CPU, and bottom halves are disabled.
-            unsafe { *counter += 1 }
+            unsafe { *counter += more }
         }
     }
     #[inline(always)]

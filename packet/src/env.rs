@@ -115,8 +115,13 @@ pub trait Env: Bytes {
     fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool;
     /// Tells user space; false if the ring buffer had no room.
     fn emit(&self, event: &Event) -> bool;
-    /// Adds one to a counter of `reeve_abi::stats`.
-    fn count(&self, stat: u32);
+    /// Adds to a counter of `reeve_abi::stats`.
+    fn count_more(&self, stat: u32, more: u64);
+    /// Adds one to it.
+    #[inline(always)]
+    fn count(&self, stat: u32) {
+        self.count_more(stat, 1);
+    }
     /// Adds to a counter that other CPUs add to as well.
     fn add(&self, counter: *mut u64, amount: u64);
     /// Puts a value where other CPUs put theirs as well, and returns what was there.

@@ -45,7 +45,7 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
     }
     let (passes, row) = recent::passes(env, hook, s);
     if passes {
-        return let_through(env, hook);
+        return marked(env, hook);
     }
     let generation = env.generation();
     let Some(near) = walk::near(env, env.ifindex(), generation) else { return (Outcome::Read, None) };
@@ -107,14 +107,15 @@ pub(crate) fn judge<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> Judged {
     if another && let Some(row) = row {
         recent::keep(env, hook, s, found, row, generation);
     }
-    let_through(env, hook)
+    env.count(stats::ALLOWED_ESTABLISHED);
+    marked(env, hook)
 }
 
+/// Lets a packet go on that is counted.
 #[inline(always)]
-fn let_through<E: Env>(env: &E, hook: Hook) -> Judged {
+fn marked<E: Env>(env: &E, hook: Hook) -> Judged {
     if matches!(hook, Hook::FromPod) {
         env.set_mark(mark::with(env.config(), env.mark(), KIND_POD, 0));
     }
-    env.count(stats::ALLOWED_ESTABLISHED);
     (Outcome::Passes, None)
 }

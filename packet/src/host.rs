@@ -344,8 +344,8 @@ impl Env for Host {
         self.events.borrow_mut().push(*event);
         true
     }
-    fn count(&self, stat: u32) {
-        self.stats.borrow_mut()[stat as usize] += 1;
+    fn count_more(&self, stat: u32, more: u64) {
+        self.stats.borrow_mut()[stat as usize] += more;
     }
     fn add(&self, counter: *mut u64, amount: u64) {
         // SAFETY: the walk passes fields of values that the tables gave out.

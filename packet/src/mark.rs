@@ -5,7 +5,7 @@
 
 use crate::env::Env;
 use crate::parse::{FRAGMENT_LATER, Packet, protocol};
-use crate::walk::{self, Scratch};
+use crate::walk::Scratch;
 use reeve_abi::config::Config;
 use reeve_abi::device::DEVICE_POD_BRIDGE;
 use reeve_abi::endpoint::ENDPOINT_MARKS;
@@ -111,14 +111,29 @@ pub fn resolve<E: Env>(env: &E, s: &mut Scratch) -> u32 {
 }
 
 /// Whether everything that comes in by this interface is a pod's and carries a mark.
+///
+/// Every socket of the node and its pods asks, for each packet: it is looked up once for each `GENERATION`.
 #[inline(always)]
 pub fn from_pod<E: Env>(env: &E, ifindex: u32) -> bool {
     if ifindex == 0 {
         return false;
     }
-    if let Some(near) = walk::near(env, ifindex, env.generation()) {
-        return near.endpoint.flags & ENDPOINT_MARKS != 0;
+    // Before the look: what it finds is at least as new.
+    let generation = env.generation();
+    let Some(near) = env.near(ifindex) else { return look(env, ifindex) };
+    // SAFETY: valid for the run of the program (`Env`), and this CPU's own.
+    let near = unsafe { &mut *near.as_ptr() };
+    if near.looked_generation != generation || near.looked_ifindex != ifindex {
+        near.arrives_marked = u32::from(look(env, ifindex));
+        near.looked_generation = generation;
+        near.looked_ifindex = ifindex;
     }
+    near.arrives_marked == 1
+}
+
+/// The same, from the tables.
+#[inline(always)]
+fn look<E: Env>(env: &E, ifindex: u32) -> bool {
     if let Some(device) = env.device(ifindex) {
         return device.kind == DEVICE_POD_BRIDGE;
     }

@@ -17,6 +17,7 @@ use reeve_abi::conntrack::FlowValue;
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
 use reeve_abi::policy::VERDICT_ALLOW;
 use reeve_abi::recent::{RECENT_PLACES, RecentValue};
+use reeve_abi::stats;
 
 /// What tells a flow at one interface, as a packet of TCP or UDP shows it.
 #[derive(Clone, Copy)]
@@ -70,6 +71,8 @@ pub(crate) fn passes<E: Env>(env: &E, hook: Hook, s: &Scratch) -> (bool, Option<
         // Who adds them up reads them meanwhile: each is written once.
         packets.write_volatile((*packets).wrapping_add(u64::from(env.segments())));
         bytes.write_volatile((*bytes).wrapping_add(u64::from(s.packet.bytes)));
+        let frames = &raw mut (*row).frames;
+        frames.write_volatile((*frames).wrapping_add(1));
     }
     (true, Some(found))
 }
@@ -181,6 +184,7 @@ pub fn settle<E: Env>(env: &E, s: &mut Scratch) {
             s.flow.own_identity = (*row).own_identity;
             s.flow.direction = (*row).direction;
             s.flow.port = (*row).port;
+            count_frames(env, row);
             let counted = take(row);
             s.flow.packets = [counted[0], counted[1]];
             s.flow.bytes = [counted[2], counted[3]];
@@ -263,7 +267,10 @@ unsafe fn add_to_flow<E: Env>(env: &E, row: *mut RecentValue) -> bool {
 #[inline(always)]
 unsafe fn add<E: Env>(env: &E, row: *mut RecentValue, flow: &mut FlowValue) {
     // SAFETY: says the caller.
-    let counted = unsafe { take(row) };
+    let counted = unsafe {
+        count_frames(env, row);
+        take(row)
+    };
     env.add(&raw mut flow.packets[0], counted[0]);
     env.add(&raw mut flow.packets[1], counted[1]);
     env.add(&raw mut flow.bytes[0], counted[2]);
@@ -290,6 +297,21 @@ unsafe fn take(row: *mut RecentValue) -> [u64; 4] {
         (*row).added_bytes = bytes;
         let (there, back) = if (*row).direction == DIRECTION_EGRESS { (from_pod, to_pod) } else { (to_pod, from_pod) };
         [there[0], back[0], there[1], back[1]]
+    }
+}
+
+/// Has `STATS` know of the frames that a row has counted that is held.
+///
+/// # Safety
+///
+/// As for [`add_to_flow`].
+#[inline(always)]
+unsafe fn count_frames<E: Env>(env: &E, row: *mut RecentValue) {
+    // SAFETY: says the caller; read once, as in `take`.
+    unsafe {
+        let frames = (&raw const (*row).frames).read_volatile();
+        env.count_more(stats::ALLOWED_ESTABLISHED, frames.wrapping_sub((*row).added_frames));
+        (*row).added_frames = frames;
     }
 }
 

@@ -356,8 +356,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Value of a counter of `reeve_abi::stats`, summed over the CPUs.
+    /// Value of a counter of `reeve_abi::stats`, summed over the CPUs; what they have counted for themselves included.
     pub fn stat(&self, stat: u32) -> anyhow::Result<u64> {
+        self.settle()?;
         rows::sum_over_cpus(self.fd("STATS"), stat, cpus()?)
     }
 

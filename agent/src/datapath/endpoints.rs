@@ -21,7 +21,8 @@ impl Endpoints {
         Ok(endpoints)
     }
 
-    fn raise(&self) -> Result<(), MapError> {
+    /// Tells the programs that what they keep is old: rows of `DEVICES` have changed, which they keep as well.
+    pub fn raise(&self) -> Result<(), MapError> {
         let before = self.generation.get(&0)?.unwrap_or_default();
         self.generation.put(&0, &(before + 1))
     }

@@ -219,13 +219,13 @@ impl Loaded {
             return Err(LoadError::Missing { kind: "program", name: SETTLE });
         };
         // The program takes the row that the mark says, 0 at first, and raises it.
-        let options = TestRunOptions {
+        let options = || TestRunOptions {
             data_in: Some(&[0; 64]),
             repeat: self.maps.recent.capacity(),
             ..TestRunOptions::default()
         };
-        program.test_run(options).map_err(|source| LoadError::Program { name: SETTLE, source: Box::new(source) })?;
-        Ok(())
+        let settle = || program.test_run(options()).map(drop);
+        patiently(settle).map_err(|source| LoadError::Program { name: SETTLE, source: Box::new(source) })
     }
 
     pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
@@ -273,18 +273,20 @@ fn classifier<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut 
     }
 }
 
-/// The verifier stops with `EAGAIN` when a signal comes while it works; that says nothing of the program.
+/// The verifier stops with `EAGAIN` when a signal comes while it works, a test run with `EINTR`; neither says anything of
+/// the program.
 fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     for _ in 0..LOADS {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(ProgramError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::Interrupted => {}
             done => return done,
         }
     }
     load()
 }
 
-/// How often a load that was interrupted is tried again.
+/// How often what was interrupted is tried again.
 const LOADS: u32 = 5;
 
 /// Loads the programs that are wanted at once, each on a thread of its own: the kernel takes up to half a second to verify

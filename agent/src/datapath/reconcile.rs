@@ -157,18 +157,25 @@ pub fn placed(value: AddressValue, interfaces: &Interfaces) -> AddressValue {
     }
 }
 
-/// Makes a map hold these rows and no others: what is new first, what has gone last, unless only that makes room.
-pub fn follow<K: Pod + Ord, V: Pod + PartialEq>(table: &Table<K, V>, wanted: &BTreeMap<K, V>) -> Result<(), MapError> {
+/// Makes a map hold these rows and no others: what is new first, what has gone last, unless only that makes room. Whether
+/// anything was to be done.
+pub fn follow<K: Pod + Ord, V: Pod + PartialEq>(
+    table: &Table<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> Result<bool, MapError> {
     let there: BTreeMap<K, V> = table.read()?.into_iter().collect();
     let new: Vec<(K, V)> =
         wanted.iter().filter(|(key, value)| there.get(key) != Some(value)).map(|(key, value)| (*key, *value)).collect();
     let put = table.put_many(&new);
     if put.as_ref().is_err_and(|error| !error.is_full()) {
-        return put;
+        return put.map(|()| true);
     }
     let gone: Vec<K> = there.into_keys().filter(|key| !wanted.contains_key(key)).collect();
     table.delete_many(&gone)?;
-    if put.is_err() { table.put_many(&new) } else { Ok(()) }
+    if put.is_err() {
+        table.put_many(&new)?;
+    }
+    Ok(!new.is_empty() || !gone.is_empty())
 }
 
 fn put<'a, K: Pod, V: Pod>(

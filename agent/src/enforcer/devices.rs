@@ -39,11 +39,11 @@ impl Enforcer {
             .collect();
         rows.extend(bridges.iter().map(|bridge| (*bridge, POD_BRIDGE)));
         // A row that is missing tells a device's programs less: the pods' have to be the stricter.
-        let mut failed: Vec<String> = reconcile::follow(&self.loaded.maps.devices, &rows)
-            .err()
-            .map(|error| sentence(&error))
-            .into_iter()
-            .collect();
+        let changed = reconcile::follow(&self.loaded.maps.devices, &rows);
+        if !matches!(changed, Ok(false)) {
+            self.loaded.maps.endpoints.raise()?;
+        }
+        let mut failed: Vec<String> = changed.err().map(|error| sentence(&error)).into_iter().collect();
         self.device_rows = rows.len();
         failed.extend(self.uplinks.follow(&mut self.loaded, &devices).iter().map(|error| sentence(error)));
         failed.extend(self.host.attach(&mut self.loaded).err().map(|error| sentence(&error)));

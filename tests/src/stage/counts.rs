@@ -9,10 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use bytemuck::pod_read_unaligned;
+use reeve_abi::recent::RecentValue;
+use reeve_abi::stats;
 use serde_json::Value;
 
 use super::{Stage, WEB};
-use crate::lab::{AgentOptions, Mode, Pod, Records, until};
+use crate::lab::{AgentOptions, Mode, Node, Pod, Records, until};
 use crate::traffic::Server;
 
 /// Longest wait for a window and its record.
@@ -75,6 +79,43 @@ pub fn datagrams(from: &Pod, to: &Pod, ports: std::ops::Range<u16>, spread: u16)
         Ok(sent - (dropped()? - before))
     };
     from.netns().run(send).expect("entered").expect("sent")
+}
+
+/// Datagrams of one flow as fast as they go, from this port; how many left the pod.
+pub fn burst(from: &Pod, to: &Pod, port: u16, count: u64) -> u64 {
+    let (local, remote) = (from.v4(), to.v4());
+    let send = move || -> anyhow::Result<u64> {
+        let before = dropped()?;
+        let socket = UdpSocket::bind((local, port))?;
+        for _ in 0..count {
+            socket.send_to(b"one", (remote, SINK))?;
+        }
+        Ok(count - (dropped()? - before))
+    };
+    from.netns().run(send).expect("entered").expect("sent")
+}
+
+/// What processors have counted of flows for themselves on a node, whoever has added it up since.
+pub fn rows_of_processors(node: &Node, map: &str) -> Vec<RecentValue> {
+    let rows = Array::<_, [u8; size_of::<RecentValue>()]>::try_from(Map::Array(pinned(node, map))).expect("an array");
+    rows.iter().map(|row| pod_read_unaligned(&row.expect("a row"))).collect()
+}
+
+/// Packets in them.
+pub fn counted_by_processors(node: &Node, map: &str) -> u64 {
+    rows_of_processors(node, map).iter().map(|row| row.packets[0] + row.packets[1]).sum()
+}
+
+/// Frames that a node has let through by the entry of their flow so far, those included that no metric has yet.
+pub fn established_frames(node: &Node) -> u64 {
+    let counters = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(pinned(node, "STATS"))).expect("an array");
+    let told: u64 = counters.get(&stats::ALLOWED_ESTABLISHED, 0).expect("a counter").iter().sum();
+    let rows = rows_of_processors(node, "RECENT");
+    told + rows.iter().map(|row| row.frames - row.added_frames).sum::<u64>()
+}
+
+fn pinned(node: &Node, map: &str) -> MapData {
+    MapData::from_pin(node.bpffs().join("reeve/v1/maps").join(map)).expect("a pinned map")
 }
 
 /// Packets that the pod's own wire has dropped before any program saw them.

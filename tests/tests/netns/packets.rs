@@ -2,6 +2,7 @@
 
 use reeve_tests::frames::{Ends, SCTP, Tap, is_to_port};
 use reeve_tests::lab::{Mode, Netns, Pod};
+use reeve_tests::stage::counts::established_frames;
 use reeve_tests::stage::{RECORD_PATIENCE, Stage, shop};
 use reeve_tests::traffic::PATIENCE;
 use serde_json::{Value, json};
@@ -180,12 +181,9 @@ fn segments_that_the_sender_offloads_are_counted_one_by_one() {
         return;
     }
     let (mut stage, web, client, _) = shop("p-gso", Mode::Routed);
-    let judged = |stage: &mut Stage| {
-        stage.agent().metric("reeve_datapath_packets_total", &[("state", "allowed_established")]).expect("metrics")
-    };
-    let before = judged(&mut stage);
+    let before = established_frames(&stage.node);
     let mut live = echoed(client.netns(), web.v4(), BYTES).expect("an echo");
-    let runs = judged(&mut stage) - before;
+    let runs = f64::from(u32::try_from(established_frames(&stage.node) - before).expect("small"));
     let port = live.local_addr().expect("an address").port();
     client.set_labels(&[]).expect("relabelled");
     stage.settled();

@@ -3,7 +3,9 @@
 use crate::before::{self, bind, closed_shop, passes};
 use crate::life::Flow;
 use reeve_tests::lab::AgentOptions;
-use reeve_tests::stage::counts::{SINK, Stream, Sums, datagrams, flags, received, windowed};
+use reeve_tests::stage::counts::{
+    SINK, Stream, Sums, burst, counted_by_processors, datagrams, flags, received, windowed,
+};
 use reeve_tests::stage::{Stage, WEB};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -138,4 +140,21 @@ fn counts_in_a_map_of_another_size_are_told_whole() {
     sums.check(&mut stage, "what web did not get", denied, received("deny"));
     assert_eq!(flags(&sums, received("deny")), BTreeSet::from(["[\"backfilled\"]".to_owned()]));
     check_fate(&mut stage, "EDGES", "copied");
+}
+
+#[test]
+fn counts_of_processors_in_a_map_that_was_moved_away_are_told_whole() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, _, _sink) = windowed("u-recent", 1, "");
+    stage.agent().kill9().expect("killed");
+    let sent = burst(&client, &web, 20_000, 5_000);
+    // As an agent leaves it that finds another layout and is ended in the middle.
+    std::fs::rename(pins(&stage).join("RECENT"), pins(&stage).join("RECENT-replaced")).expect("moved away");
+    let unlooked = counted_by_processors(&stage.node, "RECENT-replaced");
+    assert!(unlooked > sent, "{unlooked} packets of twice {sent} were counted without a look at their flow");
+    stage.agent().start_again().expect("started again");
+    Sums::default().check(&mut stage, "what web got", sent, received("allow"));
+    check_fate(&mut stage, "RECENT", "copied");
 }

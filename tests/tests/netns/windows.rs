@@ -1,7 +1,9 @@
 //! Exact counts: windows add up to what was sent, whatever becomes of the agent and however small its map is.
 
 use reeve_tests::lab::{Mode, until};
-use reeve_tests::stage::counts::{SINK, Stream, Sums, WINDOW_PATIENCE, datagrams, flags, received, sent, windowed};
+use reeve_tests::stage::counts::{
+    SINK, Stream, Sums, WINDOW_PATIENCE, burst, counted_by_processors, datagrams, flags, received, sent, windowed,
+};
 use reeve_tests::stage::{Stage, WEB, shop};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -31,6 +33,21 @@ fn windows_add_up_to_every_packet_under_traffic_and_over_two_kills() {
     assert_eq!(stage.agent().metric("reeve_windows_total", &[("state", "start")]).expect("a metric"), 1.0);
     assert!(stage.agent().metric("reeve_window_rows_total", &[("state", "backfilled")]).expect("a metric") > 0.0);
     assert!(stage.agent().metric("reeve_windows_total", &[("state", "time")]).expect("a metric") > 0.0);
+}
+
+#[test]
+fn burst_of_one_flow_that_nothing_follows_is_counted_whole() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest, _sink) = windowed("w-burst", 1, "");
+    let (allowed, denied) = (burst(&client, &web, 20_000, 5_000), burst(&guest, &web, 20_000, 500));
+    let unlooked = counted_by_processors(&stage.node, "RECENT");
+    assert!(unlooked > allowed, "{unlooked} packets of twice {allowed} were counted without a look at their flow");
+    let mut sums = Sums::default();
+    sums.check(&mut stage, "what client sent", allowed, sent("client"));
+    sums.check(&mut stage, "what web got", allowed, received("allow"));
+    sums.check(&mut stage, "what web did not get", denied, received("deny"));
 }
 
 #[test]
