@@ -206,7 +206,7 @@ fn pod_on_the_number_of_an_interface_from_before_is_not_taken_for_one_from_befor
     }
     let (mut stage, web, _, guest) = closed_shop("b-number");
     rules(&stage, "");
-    stage.node.netns().ip(&["link add before index 7000 type dummy".to_owned()]).expect("an interface");
+    stage.node.netns().ip(&["link add before index 7000 type veth peer name other".to_owned()]).expect("an interface");
     stage.start();
     let agent = i32::try_from(stage.agent().process_id()).ok().and_then(Pid::from_raw).expect("a process");
     let before = seeded(&mut stage);

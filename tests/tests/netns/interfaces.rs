@@ -108,7 +108,13 @@ fn second_address_of_a_pod_is_the_pods_at_its_device_from_the_start() {
     let IpAddr::V4(first) = web.v4() else { panic!("an IPv4 address") };
     // Of several the lowest is the one that the pod sends from.
     let second = IpAddr::V4(Ipv4Addr::from(u32::from(first) | 0xf0));
-    stage.node.netns().ip(&[format!("route add {second} dev {}", web.host_side())]).expect("a route");
+    let mac = web.mac().expect("an address").map(|byte| format!("{byte:02x}")).join(":");
+    let to_it = [
+        format!("route add {second} dev {}", web.host_side()),
+        // It may not answer for more than its first.
+        format!("neigh add {second} lladdr {mac} dev {} nud permanent", web.host_side()),
+    ];
+    stage.node.netns().ip(&to_it).expect("a way");
     web.netns().ip(&[format!("addr add {second} dev eth0")]).expect("an address");
     let names = Server::udp(web.netns(), second, 53).expect("a UDP server");
     let _server = Server::tcp(web.netns(), second, 8080).expect("a TCP server");
