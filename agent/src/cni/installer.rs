@@ -324,8 +324,6 @@ fn exchange(one: &Path, other: &Path) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Instant;
 
     struct Place {
         base: tempfile::TempDir,
@@ -537,38 +535,5 @@ mod tests {
         assert_eq!(written.expect("written"), Written::Overtaken);
         assert_eq!(place.text(name), list(&["new"]));
         assert_eq!(place.files("conf"), [name], "nothing is left beside");
-    }
-
-    #[test]
-    fn an_owner_that_writes_again_and_again_loses_nothing_and_the_last_version_gets_the_plugin() {
-        let place = Place::new();
-        let path = place.base.path().join("conf/10-first.conflist");
-        let begun = Instant::now();
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    place.looks(&[]);
-                }
-            });
-            for round in 0..30 {
-                // While the agent brings one to the disk, there are others.
-                for version in 0..10 {
-                    fs::write(place.base.path().join("new"), list(&[&format!("of-{round}-{version}")]))
-                        .expect("written");
-                    fs::rename(place.base.path().join("new"), &path).expect("renamed");
-                }
-                let last = format!("of-{round}-9");
-                let is_in_use = |text: &str| text.contains(PLUGIN) && text.contains(&last);
-                while !is_in_use(&place.text("10-first.conflist")) {
-                    if begun.elapsed() > Duration::from_secs(60) {
-                        done.store(true, Ordering::Relaxed);
-                        panic!("{last} was lost: {}", place.text("10-first.conflist"));
-                    }
-                    std::thread::yield_now();
-                }
-            }
-            done.store(true, Ordering::Relaxed);
-        });
     }
 }
