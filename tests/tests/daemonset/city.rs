@@ -95,6 +95,16 @@ impl Stay {
         self.rolled_out();
     }
 
+    /// Has agents again after an uninstallation that did not end well: Helm upgrades no release whose uninstallation has begun.
+    #[track_caller]
+    pub(crate) fn roll_back(&self, revisions: usize) {
+        let history = self.helm(&["history", RELEASE, "--namespace", SYSTEM, "--output", "json"]).expect("Helm");
+        let history: Vec<Value> = serde_json::from_str(&history).expect("JSON");
+        let to = history[history.len() - 1 - revisions]["revision"].to_string();
+        self.helm(&["rollback", RELEASE, &to, "--namespace", SYSTEM]).expect("Helm");
+        self.rolled_out();
+    }
+
     pub(crate) fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let set = format!("node.cgroup={}", self.cgroup());
         let takes_values = arguments.first() == Some(&"upgrade");

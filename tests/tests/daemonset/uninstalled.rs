@@ -100,7 +100,7 @@ fn uninstallation_that_a_node_cannot_finish_ends_names_it_and_goes_on_when_it_ca
     assert!(why.status == 503 && why.body.contains("99-broken.conflist"), "{} {}", why.status, why.body);
     assert_eq!(stay.agents().len(), 2, "nothing was deleted");
     // Who thinks better of it has agents again.
-    stay.install(&["--set", "uninstall.timeoutSeconds=60"]);
+    stay.roll_back(0);
     stay.becomes(&closed.client.0, &closed.web.1, false);
     stay.nodes_are_enforced();
 
@@ -126,7 +126,7 @@ fn uninstallation_whose_image_is_missing_ends_and_deletes_nothing() {
     let events = stay.city.cluster.kubectl(&["get", "events", "-n", SYSTEM]).expect("events");
     assert!(events.contains("job/reeve-uninstall") && events.contains("localhost/reeve:none"), "{events}");
     stay.nodes_are_enforced();
-    stay.install(&[]);
+    stay.roll_back(1);
     let closed = Closed::begin(&stay);
     stay.helm(&UNINSTALL).expect("Helm");
     stay.nodes_are_as_before();
