@@ -99,12 +99,11 @@ fn uninstallation_that_a_node_cannot_finish_ends_names_it_and_goes_on_when_it_ca
     let why = stay.city.machines[1].scrape("/readyz").expect("an answer");
     assert!(why.status == 503 && why.body.contains("99-broken.conflist"), "{} {}", why.status, why.body);
     assert_eq!(stay.agents().len(), 2, "nothing was deleted");
-    // Who thinks better of it has agents again.
+    fs::remove_file(&broken).expect("removed");
+    // Who thinks better of it has agents again, which are not ready beside a file that they cannot read.
     stay.roll_back(0);
     stay.becomes(&closed.client.0, &closed.web.1, false);
     stay.nodes_are_enforced();
-
-    fs::remove_file(&broken).expect("removed");
     stay.helm(&UNINSTALL).expect("Helm");
     stay.nodes_are_as_before();
     stay.is_gone();
