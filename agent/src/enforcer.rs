@@ -153,7 +153,7 @@ pub struct Enforcer {
     missed: Missed,
     /// Interfaces that were here before this agent and that nobody enforced: what lives on them is not to be cut for
     /// want of knowing who began.
-    brown_field: BTreeSet<u32>,
+    brown_field: BTreeMap<u32, String>,
     /// What is left to do of taking over from an agent with another layout of maps.
     pub(crate) upgrade: Option<Upgrade>,
     /// Counts that are told with the next window.

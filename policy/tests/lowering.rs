@@ -262,6 +262,30 @@ fn a_pods_ports_of_its_node_are_those_of_the_containers_that_keep_running() {
 }
 
 #[test]
+fn a_pod_with_two_addresses_of_a_family_is_reported_and_known_by_both() {
+    for (ips, want, told) in [
+        (vec!["10.0.0.1", "fd00::1"], vec!["10.0.0.1", "fd00::1"], None),
+        (vec!["10.0.0.1", "10.0.0.1"], vec!["10.0.0.1"], None),
+        (vec!["10.0.0.1", "fd00::1", "10.0.0.2"], vec!["10.0.0.1", "fd00::1", "10.0.0.2"], Some((2, "10.0.0.2"))),
+    ] {
+        let podips: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+        let value = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "namespace": "n", "uid": "u" },
+            "spec": { "nodeName": "node-1" }, "status": { "phase": "Running", "podIPs": podips }
+        });
+        let mut store = Store::new("node-1");
+        store.apply(Change::Apply(Object { value, origin: "test".to_owned() }));
+        let addresses: Vec<String> = store.world().workloads["u"].addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, want);
+        let problems = store.problems();
+        assert_eq!(problems.len(), usize::from(told.is_some()), "{problems:?}");
+        if let Some((index, value)) = told {
+            named(&problems, &format!("status.podIPs[{index}].ip"), value);
+        }
+    }
+}
+
+#[test]
 fn an_unreadable_port_of_a_node_is_reported_and_left_out() {
     for (port, field, value) in [
         (json!({ "containerPort": 1, "hostPort": 70_000 }), "hostPort", "70000"),

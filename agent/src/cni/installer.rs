@@ -1,7 +1,7 @@
 //! Puts the plugin onto the node: its program into the runtime's directory, and its name into the configuration in use.
 //!
-//! Invariant: the program is there before a configuration names it; a file is replaced whole or not at all, and one that
-//! cannot be read stays as it is.
+//! Invariant: the program is there before a configuration names it; a file is replaced whole or not at all, one that
+//! cannot be read stays as it is, and what somebody else writes meanwhile is never replaced by what was made of older text.
 
 use super::conflist::{self, Insertion, Ours, Removal};
 use super::{PLUGIN, SOCKET};
@@ -10,6 +10,8 @@ use crate::run::Wake;
 use anyhow::Context;
 use notify::Watcher;
 use reeve_policy::model::{Level, Problem};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -99,7 +101,10 @@ impl Installer {
         if let Some((name, text)) = active {
             match conflist::insert(&name, &text, &self.ours) {
                 Ok(Insertion::Nothing) => {}
-                Ok(Insertion::Rewrite(new)) => self.write(&name, Some(&text), &new)?,
+                Ok(Insertion::Rewrite(new)) => {
+                    // Whoever was faster has asked for the next look by that.
+                    self.write(&name, Some(&text), &new)?;
+                }
                 Ok(Insertion::Wrap { name: list, text: new }) => {
                     if wrapping.get(&list) != Some(&new) {
                         self.write(&list, wrapping.get(&list).map(String::as_str), &new)?;
@@ -135,20 +140,20 @@ impl Installer {
     }
 
     /// Replaces a configuration, unless somebody else has done so since it was read.
-    fn write(&self, name: &str, before: Option<&str>, text: &str) -> io::Result<()> {
+    fn write(&self, name: &str, before: Option<&str>, text: &str) -> io::Result<Written> {
         let path = self.configurations.join(name);
-        let now = match fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        if now.as_deref() != before {
-            return Ok(()); // the next look, which that write has asked for, reads it
-        }
         let mode = fs::metadata(&path).map_or(0o600, |metadata| metadata.permissions().mode() & 0o7777);
-        replace(&self.configurations, name, text.as_bytes(), mode)?;
-        tracing::info!(path = %path.display(), "the CNI plugin was put into the node's configuration");
-        Ok(())
+        let beside = write_beside(&self.configurations, name, text.as_bytes(), mode)?;
+        let written = settle(&path, &beside, before, text, exchange)?;
+        match fs::remove_file(&beside) {
+            // Where nothing was, it was not exchanged.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => File::open(&self.configurations)?.sync_all()?,
+        }
+        if written == Written::Done {
+            tracing::info!(path = %path.display(), "the node's CNI configuration was changed");
+        }
+        Ok(written)
     }
 
     /// Takes the plugin out of every configuration, and its program away. Returns what was done, and what could not be.
@@ -163,7 +168,12 @@ impl Installer {
         for (name, text) in all {
             let path = self.configurations.join(&name);
             let taken = match conflist::remove(&name, &text) {
-                Ok(Removal::Rewrite(new)) => self.write(&name, Some(&text), &new),
+                Ok(Removal::Rewrite(new)) => match self.write(&name, Some(&text), &new) {
+                    Ok(Written::Overtaken) => {
+                        Err(io::Error::other("somebody else has just changed it: uninstall again"))
+                    }
+                    done => done.map(drop),
+                },
                 Ok(Removal::Delete) => fs::remove_file(&path),
                 // A file that no runtime can use does not run the plugin either, unless it is mended by hand.
                 Err(error) if text.contains(PLUGIN) => Err(io::Error::other(error)),
@@ -239,17 +249,75 @@ pub(crate) fn problems(complaints: &Complaints) -> Vec<Problem> {
     known.iter().map(problem).collect()
 }
 
+/// What became of a file that was to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// It holds the new text.
+    Done,
+    /// Somebody else was faster, and the file holds what that one wrote.
+    Overtaken,
+}
+
 /// Writes beside, with everything on disk, and renames: a runtime reads the old file or the new one.
 fn replace(directory: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    fs::rename(write_beside(directory, name, content, mode)?, directory.join(name))?;
+    File::open(directory)?.sync_all()
+}
+
+/// Puts content onto the disk under another name; where it is.
+fn write_beside(directory: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     // No runtime looks at names that begin with a dot or end like this.
     let beside = directory.join(format!(".{name}.reeve"));
     let mut file = File::create(&beside)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()?;
-    drop(file);
-    fs::rename(&beside, directory.join(name))?;
-    File::open(directory)?.sync_all()
+    Ok(beside)
+}
+
+/// Puts `text`, which is in `beside`, into the place of `before`. What comes out there tells whether that was still so: if it
+/// is something else, somebody has written it since, and gets the place back.
+fn settle(
+    path: &Path,
+    beside: &Path,
+    before: Option<&str>,
+    text: &str,
+    mut exchange: impl FnMut(&Path, &Path) -> Result<(), Errno>,
+) -> io::Result<Written> {
+    let Some(before) = before else {
+        // A list around another configuration: nobody else writes files of that name.
+        fs::rename(beside, path)?;
+        return Ok(Written::Done);
+    };
+    let (mut placed, mut expected) = (text.as_bytes().to_owned(), before.as_bytes().to_owned());
+    let mut written = Written::Done;
+    loop {
+        match exchange(beside, path) {
+            Ok(()) => {}
+            // Whoever took it away does not want it there.
+            Err(Errno::NOENT) => return Ok(Written::Overtaken),
+            // Not every file system can; then a look has to do, which leaves a moment for others.
+            Err(Errno::INVAL) if written == Written::Done => {
+                if fs::read(path).ok() != Some(expected) {
+                    return Ok(Written::Overtaken);
+                }
+                fs::rename(beside, path)?;
+                return Ok(written);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let came_out = fs::read(beside)?;
+        if came_out == expected {
+            return Ok(written);
+        }
+        // Newer than what took its place. That is expected out again, unless there is something newer still.
+        written = Written::Overtaken;
+        expected = std::mem::replace(&mut placed, came_out);
+    }
+}
+
+fn exchange(one: &Path, other: &Path) -> Result<(), Errno> {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
 }
 
 #[cfg(test)]
@@ -408,5 +476,64 @@ mod tests {
         place.write("10-good.conflist", &list(&["good"]));
         place.looks(&[PLUGIN]);
         assert_eq!(last(&place.read("10-good.conflist")), PLUGIN);
+    }
+
+    /// Replaces `old` by `ours`, while others write before the first exchange, before the second, and so on.
+    #[track_caller]
+    fn settles(others: &[Option<&str>], wanted: Written, left: Option<&str>) {
+        let place = Place::new();
+        place.write("a.conflist", "old");
+        let path = place.base.path().join("conf/a.conflist");
+        let beside = write_beside(&place.base.path().join("conf"), "a.conflist", b"ours", 0o600).expect("written");
+        let mut others = others.iter();
+        let written = settle(&path, &beside, Some("old"), "ours", |one, other| {
+            match others.next() {
+                // As most do it: another file under this name.
+                Some(Some(text)) => {
+                    place.write("new", text);
+                    fs::rename(place.base.path().join("conf/new"), &path).expect("renamed");
+                }
+                Some(None) => fs::remove_file(&path).expect("removed"),
+                None => {}
+            }
+            exchange(one, other)
+        });
+        assert_eq!(written.expect("settled"), wanted);
+        assert!(others.next().is_none(), "all have written");
+        assert_eq!(fs::read_to_string(&path).ok().as_deref(), left);
+    }
+
+    #[test]
+    fn whoever_writes_last_is_never_replaced_by_what_was_made_of_older_text() {
+        settles(&[], Written::Done, Some("ours"));
+        settles(&[Some("new")], Written::Overtaken, Some("new"));
+        settles(&[Some("new"), Some("newer")], Written::Overtaken, Some("newer"));
+        settles(&[Some("new"), Some("newer"), Some("newest")], Written::Overtaken, Some("newest"));
+        settles(&[None], Written::Overtaken, None);
+        settles(&[Some("new"), None], Written::Overtaken, None);
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_exchange_is_looked_at_before() {
+        for (there, wanted, left) in [("old", Written::Done, "ours"), ("new", Written::Overtaken, "new")] {
+            let place = Place::new();
+            place.write("a.conflist", there);
+            let directory = place.base.path().join("conf");
+            let beside = write_beside(&directory, "a.conflist", b"ours", 0o600).expect("written");
+            let path = directory.join("a.conflist");
+            let written = settle(&path, &beside, Some("old"), "ours", |_, _| Err(Errno::INVAL));
+            assert_eq!((written.expect("settled"), place.text("a.conflist").as_str()), (wanted, left));
+        }
+    }
+
+    #[test]
+    fn a_list_that_has_changed_since_it_was_read_stays_as_its_owner_wrote_it() {
+        let place = Place::new();
+        let name = "10-first.conflist";
+        place.write(name, &list(&["new"]));
+        let written = place.installer.write(name, Some(&list(&["old"])), &list(&["old", PLUGIN]));
+        assert_eq!(written.expect("written"), Written::Overtaken);
+        assert_eq!(place.text(name), list(&["new"]));
+        assert_eq!(place.files("conf"), [name], "nothing is left beside");
     }
 }

@@ -102,6 +102,8 @@ impl Enforcer {
             // One that has another name or bridge than before is looked for anew.
             self.interfaces.retain(|_, device| links.contains(device.ifindex));
             self.forget_gone(&links);
+            // A younger device may have the number of one that is gone.
+            self.brown_field.retain(|ifindex, name| links.device(*ifindex).is_some_and(|device| device.name == *name));
             for ifindex in self.attachments.closed().filter(|ifindex| !links.contains(*ifindex)).collect::<Vec<_>>() {
                 self.attachments.detach(ifindex)?;
             }
@@ -229,7 +231,9 @@ impl Enforcer {
             }
         }
         let seeds_all = self.upgrade.as_ref().is_some_and(|upgrade| upgrade.seed_flows);
-        if self.brown_field.remove(&device.ifindex) && (seeds_all || !self.attachments.is_attached(device.ifindex)) {
+        if self.brown_field.remove(&device.ifindex).is_some()
+            && (seeds_all || !self.attachments.is_attached(device.ifindex))
+        {
             self.seed(workload, image, tracked)?;
         }
         let row = reconcile::endpoint_row(workload, image, &device, self.known());

@@ -96,7 +96,8 @@ impl Enforcer {
         let announced = Announced::open(&config.announced(), &boot, &node);
         // What was announced began under an agent: nothing unknown lives on it.
         enforced.extend(announced.all().map(|one| one.ifindex));
-        let brown_field = links.indexes().filter(|ifindex| !enforced.contains(ifindex)).collect();
+        let unknown = links.indexes().filter(|ifindex| !enforced.contains(ifindex));
+        let brown_field = unknown.filter_map(|ifindex| Some((ifindex, links.device(ifindex)?.name))).collect();
         let last = checkpoint_file.last().map_or(0, |last| last.revision);
         let revision = found.revision.0.max(last).max(upgrade.as_ref().map_or(0, |upgrade| upgrade.revision));
         Ok(Self {

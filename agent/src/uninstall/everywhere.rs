@@ -33,7 +33,7 @@ pub async fn everywhere(
     let what = format!("DaemonSet {namespace}/{name}");
     let Some(set) = sets.get_opt(name).await.with_context(|| format!("{what} cannot be read"))? else {
         bail!(
-            "{what} is not there, so nothing can be taken off the nodes: make it again (`helm upgrade`), or uninstall \
+            "{what} is not there, so nothing can be taken off the nodes: make it again (`helm rollback`), or uninstall \
              with `--no-hooks` and run `reeve-agent uninstall` on each node"
         );
     };

@@ -12,6 +12,8 @@ use std::net::IpAddr;
 
 const KEPT: &str = "what was known of the pod goes on to hold; without anything known it has no endpoint and no rule finds it by label";
 const NO_ENDPOINT: &str = "the pod has no endpoint";
+const ONE_OF_EACH: &str =
+    "rules find the pod by all of them; what it sends from another than the lowest of each family is denied";
 const NO_HOST_PORT: &str =
     "clients of this port whom the node's address stands for are not known: they are judged as masqueraded";
 
@@ -67,9 +69,13 @@ fn addresses(status: &Field<'_>) -> Result<Vec<IpAddr>, Unreadable> {
             continue;
         }
         let address = text.parse::<IpAddr>().map_err(|_| field.bad("must be an IP address"))?.to_canonical();
-        if !addresses.contains(&address) {
-            addresses.push(address);
+        if addresses.contains(&address) {
+            continue;
         }
+        if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            field.with(ONE_OF_EACH).problem(Level::Warning, "a pod has one address of each family");
+        }
+        addresses.push(address);
     }
     Ok(addresses)
 }

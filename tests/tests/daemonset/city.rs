@@ -1,5 +1,6 @@
 //! The cluster of all tests, with the chart installed, and what a user asks of it by `kubectl`.
 
+use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -61,13 +62,27 @@ impl Stay {
     /// The chart as docs/install.md says, all agents ready, and a namespace of this name.
     #[track_caller]
     pub(crate) fn new(name: &str) -> Self {
+        let stay = Self::begin(name);
+        stay.install(&[]);
+        stay
+    }
+
+    /// The same without the chart, nor anything that it has left.
+    #[track_caller]
+    pub(crate) fn without_chart(name: &str) -> Self {
+        let stay = Self::begin(name);
+        stay.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found"]).expect("Helm");
+        stay.is_gone();
+        stay
+    }
+
+    #[track_caller]
+    fn begin(name: &str) -> Self {
         // Taken before the turn: who waits for it keeps the cluster up.
         let city = city();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let stay = Self { name: name.to_owned(), city, _turn: turn };
-        stay.install(&[]);
-        stay.city.cluster.namespace(name, &json!({ "stay": name })).expect("a namespace");
-        stay
+        city.cluster.namespace(name, &json!({ "stay": name })).expect("a namespace");
+        Self { name: name.to_owned(), city, _turn: turn }
     }
 
     /// `helm upgrade --install` with these arguments, and the rollout awaited.
@@ -76,18 +91,72 @@ impl Stay {
         let chart = self.city.cluster.chart();
         let chart = chart.to_str().expect("text");
         let install = ["upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, "--create-namespace"];
-        self.helm(&[&install, arguments].concat());
+        self.helm(&[&install, arguments].concat()).expect("Helm");
         self.rolled_out();
     }
 
+    /// Has agents again after an uninstallation that did not end well: Helm upgrades no release whose uninstallation has begun.
     #[track_caller]
-    pub(crate) fn helm(&self, arguments: &[&str]) -> String {
-        // Of cgroup v1, the mount of v2 is beside the others.
-        let cgroup = self.city.machines[0].cgroup2().expect("a cgroup2 hierarchy");
-        let set = format!("node.cgroup={}", cgroup.display());
+    pub(crate) fn roll_back(&self, revisions: usize) {
+        let history = self.helm(&["history", RELEASE, "--namespace", SYSTEM, "--output", "json"]).expect("Helm");
+        let history: Vec<Value> = serde_json::from_str(&history).expect("JSON");
+        let to = history[history.len() - 1 - revisions]["revision"].to_string();
+        self.helm(&["rollback", RELEASE, &to, "--namespace", SYSTEM]).expect("Helm");
+        self.rolled_out();
+    }
+
+    pub(crate) fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let set = format!("node.cgroup={}", self.cgroup());
         let takes_values = arguments.first() == Some(&"upgrade");
         let values: &[&str] = if takes_values { &["--set", &set] } else { &[] };
-        self.city.cluster.helm(&[arguments, values].concat()).expect("Helm")
+        self.city.cluster.helm(&[arguments, values].concat())
+    }
+
+    /// `node.cgroup` of the chart's values: of cgroup v1, the mount of v2 is beside the others.
+    pub(crate) fn cgroup(&self) -> String {
+        self.city.machines[0].cgroup2().expect("a cgroup2 hierarchy").display().to_string()
+    }
+
+    /// Waits until the cluster has nothing of the release: the last pods are on their way out when whoever deletes them is done.
+    #[track_caller]
+    pub(crate) fn is_gone(&self) {
+        until("nothing of the release to be left", LONG, || {
+            let kinds = "all,roles,rolebindings,serviceaccounts";
+            let left = self.city.cluster.kubectl(&["get", kinds, "-n", SYSTEM, "-o", "name"])?;
+            Ok((!left.contains(RELEASE)).then_some(()))
+        })
+        .expect("nothing left");
+    }
+
+    /// Whether agents have their programs and maps on every node.
+    #[track_caller]
+    pub(crate) fn nodes_are_enforced(&self) {
+        for machine in &self.city.machines {
+            assert!(machine.path("/sys/fs/bpf/reeve/v1/maps").expect("a path").is_dir());
+        }
+    }
+
+    /// Nothing of reeve is on any node, and what is not reeve's is there as it was.
+    #[track_caller]
+    pub(crate) fn nodes_are_as_before(&self) {
+        for machine in &self.city.machines {
+            let name = machine.node().name();
+            let now = machine.conflist().expect("a conflist");
+            let [now, before] = [&now, machine.written()].map(String::from_utf8_lossy);
+            assert_eq!(now, before, "{name}: byte for byte");
+            for gone in ["/sys/fs/bpf/reeve", "/opt/cni/bin/reeve-cni", "/var/lib/reeve/dictionary.jsonl"] {
+                assert!(!machine.path(gone).expect("a path").exists(), "{name}: {gone} is left");
+            }
+            let pins = fs::read_dir(machine.path("/sys/fs/bpf").expect("a path")).expect("a bpffs");
+            let names = pins.map(|pin| pin.expect("an entry").file_name().to_string_lossy().into_owned());
+            // Two are the kernel's own in every bpffs.
+            let left: Vec<String> =
+                names.filter(|name| !["maps.debug", "progs.debug"].contains(&name.as_str())).collect();
+            assert!(left.is_empty(), "{name}: pins are left: {left:?}");
+            let tables = machine.run(&["nft", "list", "tables"]).expect("tables");
+            assert!(tables.contains("kube-proxy") || tables.contains("nat"), "{name}: those of others: {tables}");
+            assert!(!tables.contains("reeve"), "{name}: {tables}");
+        }
     }
 
     /// Waits as a user does until every agent is new and ready.

@@ -1,5 +1,6 @@
 //! Pods that ran before the agent: attached without cutting what policies allow, and without sparing what they deny.
 
+use crate::interfaces::rewire_with_index;
 use reeve_tests::lab::{Mode, Pod};
 use reeve_tests::require::{Capability, skip_unless};
 use reeve_tests::stage::{RECORD_PATIENCE, Stage, WEB};
@@ -192,6 +193,32 @@ fn pod_that_is_younger_than_the_agent_is_never_taken_for_one_from_before() {
     let mut live = connection(&late, guest.v4());
     kill_process(agent, Signal::CONT).expect("continued");
     stage.settled();
+    assert_eq!(seeded(&mut stage).to_bits(), before.to_bits(), "nothing of it is believed");
+    assert_eq!(live.exchange(PATIENCE), Err(NoAnswer::TimedOut));
+    stage.denies(&late, &guest, WEB, "web-silent");
+    stage.denies(&guest, &web, WEB, "web-clients");
+}
+
+#[test]
+fn pod_on_the_number_of_an_interface_from_before_is_not_taken_for_one_from_before() {
+    if skipped() {
+        return;
+    }
+    let (mut stage, web, _, guest) = closed_shop("b-number");
+    rules(&stage, "");
+    stage.node.netns().ip(&["link add before index 7000 type veth peer name other".to_owned()]).expect("an interface");
+    stage.start();
+    let agent = i32::try_from(stage.agent().process_id()).ok().and_then(Pid::from_raw).expect("a process");
+    let before = seeded(&mut stage);
+    // The agent sees neither that there is no such interface, nor what the pod does before it is attached.
+    kill_process(agent, Signal::STOP).expect("stopped");
+    stage.node.netns().ip(&["link del before".to_owned()]).expect("removed");
+    let late = stage.pod("late", &[("app", "web")]);
+    rewire_with_index(&stage, &late, 7000);
+    let mut live = connection(&late, guest.v4());
+    kill_process(agent, Signal::CONT).expect("continued");
+    stage.settled();
+    assert_eq!(stage.endpoint(&late).expect("an endpoint")["ifindex"], 7000);
     assert_eq!(seeded(&mut stage).to_bits(), before.to_bits(), "nothing of it is believed");
     assert_eq!(live.exchange(PATIENCE), Err(NoAnswer::TimedOut));
     stage.denies(&late, &guest, WEB, "web-silent");
