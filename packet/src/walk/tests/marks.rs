@@ -93,6 +93,33 @@ fn a_device_without_programs_yet_needs_no_marks() {
 }
 
 #[test]
+fn what_is_kept_of_a_device_counts_until_the_agent_has_written_another() {
+    let mut world = open();
+    let marks = reeve_abi::endpoint::ENDPOINT_MARKS;
+    let set = |world: &mut World, on: bool| {
+        let flags = &mut world.host.endpoints.get_mut(&CLIENT_DEVICE).unwrap().flags;
+        *flags = *flags & !marks | if on { marks } else { 0 };
+    };
+    let mut port = 0;
+    let mut gets = |world: &mut World, told: bool| {
+        world.host.generation -= u64::from(!told); // the tests' world raises it with each packet
+        port += 1; // no packet finds the flow of another
+        world.pod_gets(&CLIENT.to(POD, false).udp(port, 2), CLIENT_DEVICE)
+    };
+    set(&mut world, false);
+    assert_eq!(gets(&mut world, true), Continue);
+    set(&mut world, true);
+    assert_eq!(gets(&mut world, false), Continue, "as was read before");
+    assert_eq!(gets(&mut world, true), Drop);
+    // A bridge is not kept apart from the device that had its number.
+    set(&mut world, false);
+    world.host.devices.insert(CLIENT_DEVICE, DeviceValue { kind: DEVICE_POD_BRIDGE, header_bytes: 14 });
+    assert_eq!(gets(&mut world, true), Drop);
+    world.host.devices.remove(&CLIENT_DEVICE);
+    assert_eq!(gets(&mut world, true), Continue);
+}
+
+#[test]
 fn a_pending_packet_whose_slot_speaks_of_another_is_lost() {
     for (same, want) in [(true, Continue), (false, Drop)] {
         let mut world = open();
