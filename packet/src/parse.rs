@@ -184,7 +184,8 @@ const HEAD_V6: usize = 62;
 pub(crate) fn usual<B: Bytes>(env: &B, packet: &mut Packet) -> Option<()> {
     let h: &[u8; HEAD_V4] = env.head()?;
     let (v6, total, l4) = match (u16::from_be(B::half(h, 12)), h[14]) {
-        (ETHERTYPE_IPV4, 0x45) if u16::from_be(B::half(h, 20)) & 0x3fff == 0 => {
+        // Neither more fragments nor an offset: all but the two highest bits.
+        (ETHERTYPE_IPV4, 0x45) if u16::from_be(B::half(h, 20)) << 2 == 0 => {
             packet.hop_limit = h[22];
             packet.protocol = h[23];
             packet.source = Address::v4_of_word(B::word(h, 26));

@@ -160,8 +160,8 @@ fn counted(world: &World) -> Vec<(FlowKey, FlowValue)> {
         let of_row = |flow: &FlowValue| flow.first_ns == row.first_ns && flow.decision == row.decision;
         let flow = flows.iter_mut().find(|(key, flow)| *key == row.key && of_row(flow));
         let (_, flow) = flow.unwrap_or_else(|| panic!("a CPU counts for a flow that is no more: {row:?}"));
-        for (way, [packets, bytes]) in owed.into_iter().enumerate() {
-            let back = usize::from(flow.direction != way as u32);
+        for (way, [packets, bytes]) in (0_u32..).zip(owed) {
+            let back = usize::from(flow.direction != way);
             flow.packets[back] += packets;
             flow.bytes[back] += bytes;
         }
