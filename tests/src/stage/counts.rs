@@ -23,7 +23,7 @@ use crate::traffic::Server;
 pub const WINDOW_PATIENCE: Duration = Duration::from_secs(20);
 /// The same for all that flows have counted: what a flow has not told when it falls silent is told when it has ended, by
 /// which half a minute passes, and the next sweep.
-const FLOW_PATIENCE: Duration = Duration::from_mins(1);
+pub const FLOW_PATIENCE: Duration = Duration::from_mins(1);
 /// A port of `web` behind which somebody listens and never answers.
 pub const SINK: u16 = 9000;
 

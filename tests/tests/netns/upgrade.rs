@@ -4,7 +4,7 @@ use crate::before::{self, bind, closed_shop, passes};
 use crate::life::Flow;
 use reeve_tests::lab::AgentOptions;
 use reeve_tests::stage::counts::{
-    SINK, Stream, Sums, burst, counted_by_processors, datagrams, flags, received, windowed,
+    FLOW_PATIENCE, SINK, Stream, Sums, burst, counted_by_processors, datagrams, flags, received, windowed,
 };
 use reeve_tests::stage::{Stage, WEB};
 use std::collections::BTreeSet;
@@ -155,6 +155,6 @@ fn counts_of_processors_in_a_map_that_was_moved_away_are_told_whole() {
     let unlooked = counted_by_processors(&stage.node, "RECENT-replaced");
     assert!(unlooked > sent, "{unlooked} packets of twice {sent} were counted without a look at their flow");
     stage.agent().start_again().expect("started again");
-    Sums::default().check(&mut stage, "what web got", sent, received("allow"));
+    Sums::default().check_within(FLOW_PATIENCE, &mut stage, "what web got", sent, received("allow"));
     check_fate(&mut stage, "RECENT", "copied");
 }
