@@ -19,7 +19,8 @@ use tokio::sync::mpsc::UnboundedSender;
 impl Enforcer {
     /// Removes expired flows and sends an event for each that was allowed; counts what is left by endpoint.
     pub fn sweep(&mut self, closed: &UnboundedSender<Made>) -> anyhow::Result<usize> {
-        self.loaded.settle()?;
+        // Flows have to end all the same: what is left in a row then goes to its edge, by whoever adds it up later.
+        let settled = self.loaded.settle();
         let maps = &self.loaded.maps;
         let config = maps.config.get(&0)?.unwrap_or(Config::DEFAULT);
         let now_ns = monotonic_ns();
@@ -44,6 +45,7 @@ impl Enforcer {
         let count = ended.len();
         maps.flows.delete_many(&ended)?;
         self.budget(&live)?;
+        settled?;
         Ok(count)
     }
 
@@ -147,7 +149,7 @@ fn unflushed(key: &FlowKey, value: &FlowValue, protocol: u8) -> Option<(EdgeKey,
     let packets = rest(value.packets, value.flushed_packets);
     let bytes = rest(value.bytes, value.flushed_bytes);
     // An entry whose end was told has no verdict any more, and nothing left to tell.
-    if packets == [0; 2] || !matches!(value.verdict, VERDICT_ALLOW | VERDICT_DENY) {
+    if packets == [0; 2] && bytes == [0; 2] || !matches!(value.verdict, VERDICT_ALLOW | VERDICT_DENY) {
         return None;
     }
     let edge = EdgeKey {

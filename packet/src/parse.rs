@@ -165,7 +165,7 @@ impl Packet {
     }
 }
 
-/// Reads an Ethernet frame.
+/// Reads an Ethernet frame: what the walk does in two steps, between which most packets leave it.
 #[inline(always)]
 pub fn frame<B: Bytes>(env: &B, packet: &mut Packet) -> Kind {
     if usual(env, packet).is_some() { Kind::Ip } else { behind(env, ETHERNET_BYTES, packet) }

@@ -175,19 +175,8 @@ pub fn settle<E: Env>(env: &E, s: &mut Scratch) {
             s.key = (*row).key;
             s.endpoint.workload = s.key.workload;
             s.packet.protocol = (s.key.protocol & 0xff) as u8;
-            zero(&mut s.flow);
-            s.flow.verdict = VERDICT_ALLOW;
-            s.flow.decision = (*row).decision;
-            s.flow.revision = (*row).revision;
-            s.flow.peer_workload = (*row).peer_workload;
-            s.flow.peer_identity = (*row).peer_identity;
-            s.flow.own_identity = (*row).own_identity;
-            s.flow.direction = (*row).direction;
-            s.flow.port = (*row).port;
             count_frames(env, row);
-            let counted = take(row);
-            s.flow.packets = [counted[0], counted[1]];
-            s.flow.bytes = [counted[2], counted[3]];
+            describe(row, &mut s.flow);
             tell::edge(env, s, 0);
         }
         release(env, row);
@@ -196,22 +185,35 @@ pub fn settle<E: Env>(env: &E, s: &mut Scratch) {
 
 /// The flow that a row is of, as far as the row knows it, with what it has counted that nobody has added up yet.
 pub fn owed(row: &RecentValue) -> FlowValue {
-    let mut row = *row;
+    let (mut row, mut flow) = (*row, FlowValue::default());
     // SAFETY: a copy of our own.
-    let counted = unsafe { take(&raw mut row) };
-    FlowValue {
-        decision: row.decision,
-        revision: row.revision,
-        peer_workload: row.peer_workload,
-        peer_identity: row.peer_identity,
-        own_identity: row.own_identity,
-        first_ns: row.first_ns,
-        packets: [counted[0], counted[1]],
-        bytes: [counted[2], counted[3]],
-        direction: row.direction,
-        verdict: VERDICT_ALLOW,
-        port: row.port,
-        ..FlowValue::default()
+    unsafe { describe(&raw mut row, &mut flow) };
+    flow
+}
+
+/// Makes `flow` that which a row is of that is held, with what it has counted; it counts as added up from here on. Field by
+/// field: a value made whole would lie on the stack first.
+///
+/// # Safety
+///
+/// As for [`add_to_flow`].
+#[inline(always)]
+unsafe fn describe(row: *mut RecentValue, flow: &mut FlowValue) {
+    zero(flow);
+    // SAFETY: says the caller.
+    unsafe {
+        flow.verdict = VERDICT_ALLOW;
+        flow.decision = (*row).decision;
+        flow.revision = (*row).revision;
+        flow.peer_workload = (*row).peer_workload;
+        flow.peer_identity = (*row).peer_identity;
+        flow.own_identity = (*row).own_identity;
+        flow.first_ns = (*row).first_ns;
+        flow.direction = (*row).direction;
+        flow.port = (*row).port;
+        let counted = take(row);
+        flow.packets = [counted[0], counted[1]];
+        flow.bytes = [counted[2], counted[3]];
     }
 }
 
@@ -226,7 +228,8 @@ unsafe fn is_of(row: *const RecentValue, flow: &FlowValue) -> bool {
     unsafe { (*row).first_ns == flow.first_ns && (*row).decision == flow.decision && flow.verdict == VERDICT_ALLOW }
 }
 
-/// Whether the row has counted what nobody has added up yet.
+/// Whether the row has counted what nobody has added up yet. Whoever adds up while its CPU counts may have seen the packets
+/// of a frame and not yet its bytes: so each counter is asked.
 ///
 /// # Safety
 ///
@@ -234,7 +237,14 @@ unsafe fn is_of(row: *const RecentValue, flow: &FlowValue) -> bool {
 #[inline(always)]
 unsafe fn owes(row: *const RecentValue) -> bool {
     // SAFETY: says the caller.
-    unsafe { (*row).packets[0] != (*row).added_packets[0] || (*row).packets[1] != (*row).added_packets[1] }
+    unsafe {
+        ((*row).packets[0] ^ (*row).added_packets[0])
+            | ((*row).packets[1] ^ (*row).added_packets[1])
+            | ((*row).bytes[0] ^ (*row).added_bytes[0])
+            | ((*row).bytes[1] ^ (*row).added_bytes[1])
+            | ((*row).frames ^ (*row).added_frames)
+            != 0
+    }
 }
 
 /// Adds up what a row has counted that is held, if the flow is there; false: it is not, and the row owes something.

@@ -17,7 +17,12 @@ use reeve_abi::stats;
 #[inline(never)]
 pub fn edge<E: Env>(env: &E, s: &mut Scratch, connections: u64) {
     let (flow, now_ns) = (&s.flow, s.now_ns);
-    if connections == 0 && flow.packets[0] == flow.flushed_packets[0] && flow.packets[1] == flow.flushed_packets[1] {
+    // Whoever copies a flow while another CPU counts may have its packets without their bytes, which come later by themselves.
+    let same = flow.packets[0] == flow.flushed_packets[0]
+        && flow.packets[1] == flow.flushed_packets[1]
+        && flow.bytes[0] == flow.flushed_bytes[0]
+        && flow.bytes[1] == flow.flushed_bytes[1];
+    if connections == 0 && same {
         return; // nothing to add
     }
     s.edge_key = EdgeKey {

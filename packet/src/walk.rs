@@ -425,9 +425,7 @@ fn ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch, found: &mut FlowValue) {
 
 #[inline(never)]
 fn tell_ended<E: Env>(env: &E, hook: Hook, s: &mut Scratch) -> u32 {
-    if s.flow.packets[0] != s.flow.flushed_packets[0] || s.flow.packets[1] != s.flow.flushed_packets[1] {
-        tell::edge(env, s, 0);
-    }
+    tell::edge(env, s, 0);
     if s.flow.verdict == VERDICT_ALLOW {
         tell::event(env, hook, s, event::EVENT_CLOSED, DecisionId(0), 0);
     }

@@ -285,9 +285,14 @@ fn settle(
     mut exchange: impl FnMut(&Path, &Path) -> Result<(), Errno>,
 ) -> io::Result<Written> {
     let Some(before) = before else {
-        // A list around another configuration: nobody else writes files of that name.
-        fs::rename(beside, path)?;
-        return Ok(Written::Done);
+        // A list around another configuration, where nothing was.
+        return match renameat_with(CWD, beside, CWD, path, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(Written::Done),
+            Err(Errno::EXIST) => Ok(Written::Overtaken),
+            Err(Errno::INVAL) if !path.exists() => fs::rename(beside, path).map(|()| Written::Done),
+            Err(Errno::INVAL) => Ok(Written::Overtaken),
+            Err(error) => Err(error.into()),
+        };
     };
     let (mut placed, mut expected) = (text.as_bytes().to_owned(), before.as_bytes().to_owned());
     let mut written = Written::Done;
@@ -535,5 +540,12 @@ mod tests {
         assert_eq!(written.expect("written"), Written::Overtaken);
         assert_eq!(place.text(name), list(&["new"]));
         assert_eq!(place.files("conf"), [name], "nothing is left beside");
+        // Nor is one replaced that was not there before.
+        let written = place.installer.write(name, None, &list(&[PLUGIN]));
+        assert_eq!(written.expect("written"), Written::Overtaken);
+        assert_eq!((place.text(name), place.files("conf")), (list(&["new"]), vec![name.to_owned()]));
+        let written = place.installer.write("00-second.conflist", None, &list(&[PLUGIN]));
+        assert_eq!(written.expect("written"), Written::Done, "where nothing is, there is room");
+        assert_eq!(place.text("00-second.conflist"), list(&[PLUGIN]));
     }
 }

@@ -22,14 +22,6 @@ pub const ARRAY: u32 = 2;
 pub const PROGRAMS: u32 = 3;
 
 const SCHED_CLS: u32 = 3;
-/// Where at a device a classifier stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// What comes in.
-    Ingress = 46,
-    /// What goes out.
-    Egress = 47,
-}
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
 
@@ -154,6 +146,15 @@ impl Code {
             format!("the verifier refuses a program:\n{}", String::from_utf8_lossy(&said))
         })
     }
+}
+
+/// Where at a device a classifier stands, as the kernel numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// What comes in: `BPF_TCX_INGRESS`.
+    Ingress = 46,
+    /// What goes out: `BPF_TCX_EGRESS`.
+    Egress = 47,
 }
 
 /// Attaches a classifier to a device of this thread's network namespace, after those that are there.

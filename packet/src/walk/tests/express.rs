@@ -10,6 +10,7 @@ use reeve_abi::event::{EVENT_CLOSED, EVENT_OPENED};
 use reeve_abi::ids::{ClassId, DecisionId, Revision, WorkloadId};
 use reeve_abi::mark::{KIND_CLIENT, KIND_NONE, KIND_PENDING, KIND_POD};
 use reeve_abi::policy::{VERDICT_ALLOW, VERDICT_DENY};
+use reeve_abi::recent::RecentValue;
 use reeve_abi::stats;
 use std::collections::BTreeMap;
 
@@ -184,7 +185,7 @@ fn tally(world: &World) -> BTreeMap<(WorkloadId, WorkloadId, DecisionId, u32), [
     for (key, flow) in world.host.flows.all() {
         let rest = |all: [u64; 2], flushed: [u64; 2]| [0, 1].map(|way| all[way] - flushed[way]);
         let (packets, bytes) = (rest(flow.packets, flow.flushed_packets), rest(flow.bytes, flow.flushed_bytes));
-        if packets != [0; 2] && matches!(flow.verdict, VERDICT_ALLOW | VERDICT_DENY) {
+        if (packets != [0; 2] || bytes != [0; 2]) && matches!(flow.verdict, VERDICT_ALLOW | VERDICT_DENY) {
             add((key.workload, flow.peer_workload, flow.decision, flow.direction | flow.verdict << 8), packets, bytes);
         }
     }
@@ -196,27 +197,43 @@ fn unlooked(world: &World) -> u64 {
     world.host.recent.all().iter().map(|(_, row)| row.packets[0] + row.packets[1]).sum()
 }
 
+/// Has the same happen in a world with the short ways and in one without, on CPUs as they come, and looks at both after each
+/// step: `(near, far, the step as text, what became of its packet, whether it is the last)`.
+fn history(
+    seed: u64,
+    cpus: u32,
+    mut look: impl FnMut(&mut World, &mut World, &str, Option<Action>, bool),
+) -> [World; 2] {
+    let mut rng = Rng::with_seed(seed);
+    let (mut near, mut far) = (world(seed), world(seed));
+    let mut last = None;
+    for nth in 0..STEPS {
+        let step = Step::next(last.as_ref(), &mut rng);
+        let said = format!("history {seed}, step {nth}: {step:?}");
+        let cpu = rng.u32(..cpus);
+        near.host.cpu = cpu;
+        far.host.cpu = cpu;
+        let action = step.happens(&mut near, false);
+        assert_eq!(action, step.happens(&mut far, true), "{said}");
+        assert_eq!(near.host.mark.get(), far.host.mark.get(), "{said}");
+        look(&mut near, &mut far, &said, action, nth + 1 == STEPS);
+        last = step.packet().or(last);
+    }
+    [near, far]
+}
+
 #[test]
 fn the_short_way_leads_where_the_long_one_does() {
     let (mut short, mut shortest, mut passed, mut dropped) = (0, 0, 0, 0);
     for seed in 0..HISTORIES {
-        let mut rng = Rng::with_seed(seed);
-        let (mut near, mut far) = (world(seed), world(seed));
-        let mut last = None;
-        for nth in 0..STEPS {
-            let step = Step::next(last.as_ref(), &mut rng);
-            let said = || format!("history {seed}, step {nth}: {step:?}");
-            let action = step.happens(&mut near, false);
-            assert_eq!(action, step.happens(&mut far, true), "{}", said());
-            assert_eq!(near.host.mark.get(), far.host.mark.get(), "{}", said());
-            assert_eq!(near.events(), far.events(), "{}", said());
-            let (counted, flows) = (counted(&near), far.host.flows.all());
+        let [mut near, far] = history(seed, 1, |near, far, said, action, _| {
+            assert_eq!(near.events(), far.events(), "{said}");
+            let (counted, flows) = (counted(near), far.host.flows.all());
             let differs = counted.iter().zip(&flows).find(|(near, far)| near != far);
-            assert!(counted.len() == flows.len() && differs.is_none(), "{}: {differs:#?}", said());
+            assert!(counted.len() == flows.len() && differs.is_none(), "{said}: {differs:#?}");
             passed += u64::from(action == Some(Continue));
             dropped += u64::from(action == Some(Drop));
-            last = step.packet().or(last);
-        }
+        });
         shortest += unlooked(&near);
         near.settles();
         short += near.host.stat(stats::ALLOWED_ESTABLISHED);
@@ -235,24 +252,14 @@ fn the_short_way_leads_where_the_long_one_does() {
 fn what_two_cpus_let_through_is_counted_where_it_was_judged() {
     let (mut shortest, mut ended_elsewhere) = (0, 0);
     for seed in 0..HISTORIES {
-        let mut rng = Rng::with_seed(seed);
-        let (mut near, mut far) = (world(seed), world(seed));
-        let mut last = None;
-        for nth in 0..STEPS {
-            let step = Step::next(last.as_ref(), &mut rng);
-            let cpu = rng.u32(..CPUS);
-            near.host.cpu = cpu;
-            far.host.cpu = cpu;
-            let action = step.happens(&mut near, false);
-            assert_eq!(action, step.happens(&mut far, true), "history {seed}, step {nth}: {step:?}");
-            assert_eq!(near.host.mark.get(), far.host.mark.get(), "history {seed}, step {nth}: {step:?}");
-            if rng.u8(..10) == 0 || nth + 1 == STEPS {
+        let mut rng = Rng::with_seed(!seed);
+        let [near, far] = history(seed, CPUS, |near, _, _, _, ends| {
+            if ends || rng.u8(..10) == 0 {
                 let before = near.host.edges.all();
                 near.settles();
                 ended_elsewhere += u64::from(near.host.edges.all() != before);
             }
-            last = step.packet().or(last);
-        }
+        });
         shortest += unlooked(&near);
         assert_eq!(tally(&near), tally(&far), "history {seed}");
     }
@@ -260,6 +267,37 @@ fn what_two_cpus_let_through_is_counted_where_it_was_judged() {
         shortest > 1_000 && ended_elsewhere > 10,
         "{shortest} without a look at the flow; {ended_elsewhere} times it had ended or was judged anew by then"
     );
+}
+
+#[test]
+fn bytes_that_were_counted_while_somebody_added_up_are_added_with_the_next_look() {
+    for ended in [false, true] {
+        let mut world = world(1);
+        let out = POD.to(REMOTE, false).udp(1, 2);
+        assert_eq!(world.pod_emits(&out), Continue);
+        world.host.now_ns += 5_000_000;
+        for _ in 0..3 {
+            world.host.generation -= 1; // the tests' world raises it with each packet
+            assert_eq!(world.pod_emits(&out), Continue);
+        }
+        world.settles();
+        let told = tally(&world).into_values().next().expect("a row");
+        // As the row is left where its packets were seen and its bytes were not yet.
+        let mut rows = world.host.recent.all().into_iter().filter(|(_, row)| row.frames > 0);
+        let (number, row) = rows.next().expect("a row");
+        assert_eq!((row.frames, row.packets), (1, [0, 1]));
+        drop(rows);
+        let late = RecentValue { bytes: [row.bytes[0], row.bytes[1] + 35], ..row };
+        world.host.recent.put(&number, &late);
+        if ended {
+            let (key, flow) = world.host.flows.all()[0];
+            world.host.flows.put(&key, &FlowValue { first_ns: flow.first_ns + 1, ..flow });
+        }
+        world.settles();
+        let [packets, back, bytes, bytes_back] = tally(&world).into_values().next().expect("a row");
+        assert_eq!([packets, back, bytes, bytes_back], [told[0], told[1], told[2] + 35, told[3]], "ended: {ended}");
+        assert_eq!(world.host.edges.all()[0].1.bytes[0] > 35, ended, "to its flow, or to the edge");
+    }
 }
 
 #[test]
