@@ -288,9 +288,9 @@ fn settle(
         // A list around another configuration, where nothing was.
         return match renameat_with(CWD, beside, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Written::Done),
-            Err(Errno::EXIST) => Ok(Written::Overtaken),
+            // As below for file systems that cannot.
             Err(Errno::INVAL) if !path.exists() => fs::rename(beside, path).map(|()| Written::Done),
-            Err(Errno::INVAL) => Ok(Written::Overtaken),
+            Err(Errno::EXIST | Errno::INVAL) => Ok(Written::Overtaken),
             Err(error) => Err(error.into()),
         };
     };
