@@ -79,6 +79,7 @@ impl DictionaryFile {
 mod tests {
     use super::*;
     use reeve_policy::provenance::{WorkloadName, workload_id};
+    use std::sync::Arc;
 
     fn entry(uid: &str) -> DictionaryEntry {
         let workload = WorkloadName {
@@ -87,7 +88,7 @@ mod tests {
             name: uid.to_owned(),
             node: String::new(),
         };
-        DictionaryEntry::Workload { id: workload_id(uid), workload }
+        DictionaryEntry::Workload { id: workload_id(uid), workload: Arc::new(workload) }
     }
 
     #[test]

@@ -20,21 +20,21 @@ pub trait Names {
     /// A decision.
     fn decision(&self, id: DecisionId) -> Option<Arc<Decision>>;
     /// An identity.
-    fn identity(&self, id: IdentityId) -> Option<Identity>;
+    fn identity(&self, id: IdentityId) -> Option<Arc<Identity>>;
     /// A pod.
-    fn workload(&self, id: WorkloadId) -> Option<WorkloadName>;
+    fn workload(&self, id: WorkloadId) -> Option<Arc<WorkloadName>>;
 }
 
 impl Names for Dictionary {
     fn decision(&self, id: DecisionId) -> Option<Arc<Decision>> {
-        self.get_decision(id).map(Arc::new)
+        self.get_decision(id)
     }
 
-    fn identity(&self, id: IdentityId) -> Option<Identity> {
+    fn identity(&self, id: IdentityId) -> Option<Arc<Identity>> {
         self.get_identity(id)
     }
 
-    fn workload(&self, id: WorkloadId) -> Option<WorkloadName> {
+    fn workload(&self, id: WorkloadId) -> Option<Arc<WorkloadName>> {
         self.get_workload(id).cloned()
     }
 }
@@ -130,9 +130,9 @@ impl<N: Names> Namer<'_, N> {
         match self.names.identity(identity) {
             Some(found) => {
                 side.owner = owner(found.kind);
-                side.namespace = found.namespace;
-                side.labels = found.labels;
-                side.networks = found.networks;
+                side.namespace.clone_from(&found.namespace);
+                side.labels.clone_from(&found.labels);
+                side.networks.clone_from(&found.networks);
                 if side.owner == Owner::Host {
                     side.node = Some(self.node.to_owned());
                 }
@@ -146,10 +146,10 @@ impl<N: Names> Namer<'_, N> {
         match self.names.workload(workload) {
             Some(found) => {
                 side.workload = Some(WorkloadRef { kind: WorkloadKind::Pod, name: found.name.clone() });
-                side.namespace = Some(found.namespace);
-                side.pod = Some(found.name);
-                side.uid = Some(found.uid);
-                side.node = (!found.node.is_empty()).then_some(found.node);
+                side.namespace = Some(found.namespace.clone());
+                side.pod = Some(found.name.clone());
+                side.uid = Some(found.uid.clone());
+                side.node = (!found.node.is_empty()).then(|| found.node.clone());
             }
             None => side.unknown.push(UnknownNumber::Workload(workload.to_string())),
         }

@@ -173,7 +173,7 @@ fn judge(engine: &Engine) {
                 let uid = workload_id(&query.subject.uid);
                 let id = engine.image().lookup(uid, direction, family, mapped(peer), protocol, port);
                 let found = engine.dictionary().get_decision(id.expect("it has an endpoint"));
-                assert_eq!(found, Some(oracle::judge(world, &query)), "{query:?}");
+                assert_eq!(found.as_deref(), Some(&oracle::judge(world, &query)), "{query:?}");
                 if judged == FLOWS {
                     return;
                 }

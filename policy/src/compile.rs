@@ -24,7 +24,7 @@ use claims::{Claims, Owner};
 use classes::{Classes, Output, Pending};
 use identities::Identities;
 use ipnet::IpNet;
-use pods::Pods;
+use pods::{Pod, Pods};
 use preview::Asked;
 pub use preview::Preview;
 use reeve_abi::address::{
@@ -216,12 +216,12 @@ impl Compiler {
                 unsettled.pods.insert(either.uid.clone());
                 unsettled.endpoints.insert(either.uid.clone());
                 entries.extend(after.iter().filter(|workload| claims::claims(workload)).map(|workload| {
-                    let name = WorkloadName {
+                    let name = Arc::new(WorkloadName {
                         uid: workload.uid.clone(),
                         namespace: workload.namespace.clone(),
                         name: workload.name.clone(),
                         node: workload.node.clone(),
-                    };
+                    });
                     DictionaryEntry::Workload { id: workload_id(&workload.uid), workload: name }
                 }));
             }
@@ -246,21 +246,20 @@ impl Compiler {
 
     /// Settles who owns an address, and as what it is seen.
     fn settle_address(&mut self, address: IpAddr, unsettled: &mut Unsettled, delta: &mut Delta) {
-        let prefixes = || self.prefixes.containing(address, if address.is_ipv4() { 32 } else { 128 });
         let owner = self.claims.owner(address, &self.pods, &self.node);
-        let bare = |kind| Some(Identity::bare(kind, prefixes()));
+        let bare = |kind| Some(Arc::new(Identity::bare(kind, self.prefixes_of(address))));
         let (identity, workload, kind) = match &owner {
             Owner::Nobody => (None, WorkloadId(0), 0),
             Owner::Contested => {
                 let identity = Identity::bare(IdentityKind::Contested, BTreeSet::new());
-                (Some(identity), WorkloadId(0), OWNER_CONTESTED)
+                (Some(Arc::new(identity)), WorkloadId(0), OWNER_CONTESTED)
             }
             Owner::Host => (bare(IdentityKind::Host), WorkloadId(0), OWNER_HOST),
             Owner::Node => (bare(IdentityKind::Node), WorkloadId(0), OWNER_NODE),
             Owner::Pod(uid) => {
                 let pod = self.pods.get(uid).expect("claimants are known");
                 let kind = if self.pods.is_local(pod) { OWNER_LOCAL_POD } else { OWNER_REMOTE_POD };
-                (Some(Identity { networks: prefixes(), ..Identity::clone(&pod.bare) }), workload_id(uid), kind)
+                (Some(self.shown(pod, address)), workload_id(uid), kind)
             }
         };
         let key = mapped(address);
@@ -277,6 +276,19 @@ impl Compiler {
             return;
         }
         unsettled.endpoints.extend(self.claims.claimants(address).cloned());
+    }
+
+    fn prefixes_of(&self, address: IpAddr) -> BTreeSet<IpNet> {
+        self.prefixes.containing(address, if address.is_ipv4() { 32 } else { 128 })
+    }
+
+    /// As what a pod is seen that has this address: the pods' own identity, unless the address lies in a prefix that counts.
+    fn shown(&self, pod: &Pod, address: IpAddr) -> Arc<Identity> {
+        let networks = self.prefixes_of(address);
+        if networks.is_empty() {
+            return Arc::clone(&pod.bare);
+        }
+        Arc::new(Identity { networks, ..Identity::clone(&pod.bare) })
     }
 
     /// Settles which prefixes are stored, and as what addresses in them are seen; only those within the ones that have
@@ -299,7 +311,7 @@ impl Compiler {
             wanted.insert(V4_SPACE, covered.then(|| Identity::bare(IdentityKind::World, BTreeSet::new())));
         }
         for (key, identity) in wanted {
-            let after = identity.map(|identity| NetworkValue { identity: self.identities.show(&identity) });
+            let after = identity.map(|identity| NetworkValue { identity: self.identities.show(&Arc::new(identity)) });
             if let Some(before) = self.image.networks.get(&key) {
                 self.identities.hide(before.identity);
             }
@@ -357,7 +369,7 @@ impl Compiler {
         world: &World,
         uid: &str,
         known: &mut KnownPolicies,
-    ) -> Option<(EndpointImage, Identity, Vec<HeldPolicy>)> {
+    ) -> Option<(EndpointImage, Arc<Identity>, Vec<HeldPolicy>)> {
         let pod = self.pods.get(uid).filter(|pod| self.pods.is_local(pod))?;
         let claimed: BTreeSet<IpAddr> = pod.workload.addresses.iter().copied().collect();
         let owner = |address: &IpAddr| self.claims.owner(*address, &self.pods, &self.node);
@@ -372,10 +384,9 @@ impl Compiler {
             let address = of_family().find(|(_, owner)| is_own(owner)).map(|(address, _)| address);
             endpoint.contested[usize::from(family == Family::V6)] =
                 address.is_none() && of_family().any(|(_, owner)| *owner == Owner::Contested);
-            let mut identity = Identity::clone(&pod.bare);
+            let identity = address.map_or_else(|| Arc::clone(&pod.bare), |address| self.shown(pod, *address));
             if let Some(address) = address {
-                identity.networks = self.prefixes.containing(*address, if address.is_ipv4() { 32 } else { 128 });
-                shown.get_or_insert_with(|| identity.clone());
+                shown.get_or_insert_with(|| Arc::clone(&identity));
                 match address {
                     IpAddr::V4(_) => endpoint.address_v4 = mapped(*address),
                     IpAddr::V6(_) => endpoint.address_v6 = mapped(*address),
@@ -406,7 +417,7 @@ impl Compiler {
                 };
             }
         }
-        let shown = shown.unwrap_or_else(|| Identity::clone(&pod.bare));
+        let shown = shown.unwrap_or_else(|| Arc::clone(&pod.bare));
         endpoint.identity = shown.id();
         self.preview.set(workload_id(uid), asked);
         Some((endpoint, shown, held))

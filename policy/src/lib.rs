@@ -16,6 +16,7 @@ pub mod oracle;
 pub mod plan;
 pub mod provenance;
 pub mod selector;
+mod shared;
 pub mod store;
 
 pub use compile::Preview;

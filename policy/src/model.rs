@@ -267,8 +267,8 @@ pub struct Workload {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// Labels.
-    pub labels: Labels,
+    /// Labels, which are kept once for all pods that have the same.
+    pub labels: Arc<Labels>,
     /// Service account name.
     pub service_account: String,
     /// Its node, empty while unscheduled.

@@ -12,6 +12,7 @@ use reeve_abi::ids::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// What an identity is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -216,7 +217,7 @@ mod hex {
     }
 }
 
-/// One line of the dictionary: a number and what it stands for.
+/// One line of the dictionary: a number and what it stands for, which dictionaries share that took the entry in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DictionaryEntry {
@@ -226,7 +227,7 @@ pub enum DictionaryEntry {
         #[serde(with = "hex")]
         id: DecisionId,
         /// Meaning.
-        decision: Decision,
+        decision: Arc<Decision>,
     },
     /// An identity.
     Identity {
@@ -234,7 +235,7 @@ pub enum DictionaryEntry {
         #[serde(with = "hex")]
         id: IdentityId,
         /// Meaning.
-        identity: Identity,
+        identity: Arc<Identity>,
     },
     /// A pod.
     Workload {
@@ -242,16 +243,16 @@ pub enum DictionaryEntry {
         #[serde(with = "hex")]
         id: WorkloadId,
         /// Meaning.
-        workload: WorkloadName,
+        workload: Arc<WorkloadName>,
     },
 }
 
 /// All entries so far, by number.
 #[derive(Clone, Debug, Default)]
 pub struct Dictionary {
-    decisions: HashMap<DecisionId, Decision>,
-    identities: HashMap<IdentityId, Identity>,
-    workloads: HashMap<WorkloadId, WorkloadName>,
+    decisions: HashMap<DecisionId, Arc<Decision>>,
+    identities: HashMap<IdentityId, Arc<Identity>>,
+    workloads: HashMap<WorkloadId, Arc<WorkloadName>>,
 }
 
 impl Dictionary {
@@ -268,24 +269,24 @@ impl Dictionary {
     pub fn insert(&mut self, entry: &DictionaryEntry) -> bool {
         match entry {
             DictionaryEntry::Decision { id, decision } => {
-                self.get_decision(*id).is_none() && self.decisions.insert(*id, decision.clone()).is_none()
+                self.get_decision(*id).is_none() && self.decisions.insert(*id, Arc::clone(decision)).is_none()
             }
             DictionaryEntry::Identity { id, identity } => {
-                self.get_identity(*id).is_none() && self.identities.insert(*id, identity.clone()).is_none()
+                self.get_identity(*id).is_none() && self.identities.insert(*id, Arc::clone(identity)).is_none()
             }
             DictionaryEntry::Workload { id, workload } => {
-                self.workloads.insert(*id, workload.clone()).as_ref() != Some(workload)
+                self.workloads.insert(*id, Arc::clone(workload)).as_ref() != Some(workload)
             }
         }
     }
 
     /// What a decision's number stands for.
-    pub fn get_decision(&self, id: DecisionId) -> Option<Decision> {
-        fixed_decision(id).or_else(|| self.decisions.get(&id).cloned())
+    pub fn get_decision(&self, id: DecisionId) -> Option<Arc<Decision>> {
+        fixed_decision(id).map(Arc::new).or_else(|| self.decisions.get(&id).cloned())
     }
 
     /// What an identity's number stands for.
-    pub fn get_identity(&self, id: IdentityId) -> Option<Identity> {
+    pub fn get_identity(&self, id: IdentityId) -> Option<Arc<Identity>> {
         let kind = match id {
             IDENTITY_WORLD => IdentityKind::World,
             IDENTITY_HOST => IdentityKind::Host,
@@ -293,11 +294,11 @@ impl Dictionary {
             IDENTITY_MASQUERADED => IdentityKind::Masqueraded,
             _ => return self.identities.get(&id).cloned(),
         };
-        Some(Identity::bare(kind, BTreeSet::new()))
+        Some(Arc::new(Identity::bare(kind, BTreeSet::new())))
     }
 
     /// Which pod a workload's number stands for.
-    pub fn get_workload(&self, id: WorkloadId) -> Option<&WorkloadName> {
+    pub fn get_workload(&self, id: WorkloadId) -> Option<&Arc<WorkloadName>> {
         self.workloads.get(&id)
     }
 }
@@ -317,7 +318,7 @@ mod tests {
     #[test]
     fn an_entry_survives_its_line() {
         let decision = Decision::bare(Verdict::Deny, DefaultDecider::ContestedAddress);
-        let entry = DictionaryEntry::Decision { id: decision.id(), decision };
+        let entry = DictionaryEntry::Decision { id: decision.id(), decision: Arc::new(decision) };
         let line = serde_json::to_string(&entry).expect("writes");
         assert_eq!(serde_json::from_str::<DictionaryEntry>(&line).expect("reads"), entry);
     }

@@ -18,6 +18,7 @@ use crate::lower::{self, Lowered};
 use crate::model::{
     EndpointSlice, Labels, NetworkSet, Node, Policy, Problem, Service, StagedPolicy, Tier, Workload, World,
 };
+use crate::shared::Shared;
 use address::Claims;
 use backend::Contradictions;
 use resolve::{Source, Sources};
@@ -93,13 +94,15 @@ enum Fact {
 #[derive(Debug)]
 pub struct Store {
     world: World,
-    facts: BTreeMap<ObjectKey, Fact>,
+    facts: BTreeMap<Arc<ObjectKey>, Fact>,
+    /// Labels of pods.
+    labels: Shared<Labels>,
     /// Of objects that have any.
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Problems of documents that name no object, by origin.
     nameless: BTreeMap<String, Problem>,
     /// Which pods carry a UID; more than one is a fault.
-    uids: Holders<String, ObjectKey>,
+    uids: Holders<String, Arc<ObjectKey>>,
     claims: Claims,
     /// Staged policies as lowered.
     staged: BTreeMap<ObjectKey, Arc<StagedPolicy>>,
@@ -119,6 +122,7 @@ impl Store {
         Self {
             world,
             facts: BTreeMap::new(),
+            labels: Shared::default(),
             problems: BTreeMap::new(),
             nameless: BTreeMap::new(),
             uids: Holders::default(),
@@ -147,7 +151,7 @@ impl Store {
             Change::Delete(key) => {
                 self.problems.remove(&key);
                 let before = self.facts.remove(&key);
-                self.replace(&key, before, None)
+                self.replace(&Arc::new(key), before, None)
             }
             Change::LocalAddresses(after) => {
                 let after: BTreeSet<IpAddr> = after.iter().map(IpAddr::to_canonical).collect();
@@ -182,7 +186,7 @@ impl Store {
 
     fn put(&mut self, object: &Object) -> Vec<Touched> {
         let key = match ObjectKey::of(&object.value) {
-            Ok(key) => key,
+            Ok(key) => Arc::new(key),
             Err(mut problem) => {
                 problem.object.clone_from(&object.origin);
                 self.nameless.insert(object.origin.clone(), problem);
@@ -194,10 +198,13 @@ impl Store {
         if problems.is_empty() {
             self.problems.remove(&key);
         } else {
-            self.problems.insert(key.clone(), problems);
+            self.problems.insert(ObjectKey::clone(&key), problems);
         }
         let after = match lowered {
-            Lowered::Workload(workload) => Some(Fact::Workload(Arc::new(workload))),
+            Lowered::Workload(workload) => {
+                let labels = self.labels.of(Arc::unwrap_or_clone(workload.labels));
+                Some(Fact::Workload(Arc::new(Workload { labels, ..workload })))
+            }
             Lowered::Namespace(labels) => Some(Fact::Namespace(labels)),
             Lowered::Node(node) => Some(Fact::Node(Arc::new(node))),
             Lowered::ServiceAccount(labels) => Some(Fact::ServiceAccount(labels)),
@@ -215,14 +222,14 @@ impl Store {
             return Vec::new();
         }
         let before = match &after {
-            Some(after) => self.facts.insert(key.clone(), after.clone()),
+            Some(after) => self.facts.insert(Arc::clone(&key), after.clone()),
             None => self.facts.remove(&key),
         };
         self.replace(&key, before, after)
     }
 
     /// Puts one fact in the place of another; the kinds are the same, as they follow from the key.
-    fn replace(&mut self, key: &ObjectKey, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
+    fn replace(&mut self, key: &Arc<ObjectKey>, before: Option<Fact>, after: Option<Fact>) -> Vec<Touched> {
         let mut touched = Vec::new();
         match (before, after) {
             (None, None) => {}
@@ -238,7 +245,7 @@ impl Store {
             (Some(Fact::Tier(_)), _) | (None, Some(Fact::Tier(_))) => touched = self.rearrange(),
             (Some(Fact::Staged(_)), _) | (None, Some(Fact::Staged(_))) => {
                 match self.facts.get(key) {
-                    Some(Fact::Staged(staged)) => self.staged.insert(key.clone(), Arc::clone(staged)),
+                    Some(Fact::Staged(staged)) => self.staged.insert(ObjectKey::clone(key), Arc::clone(staged)),
                     _ => self.staged.remove(key),
                 };
                 return self.restage();
@@ -296,7 +303,7 @@ impl Store {
 
     fn replace_object(
         &mut self,
-        key: &ObjectKey,
+        key: &Arc<ObjectKey>,
         before: Option<Fact>,
         after: Option<Fact>,
         touched: &mut Vec<Touched>,
@@ -308,7 +315,7 @@ impl Store {
                 let after = after.and_then(Fact::workload);
                 let uid = |workload: &Option<Arc<Workload>>| workload.as_ref().map(|workload| workload.uid.clone());
                 let uids = self.uids.replace(key, uid(&before), uid(&after));
-                self.settle(&uids, before.as_ref().map(|before| (key, before)), touched);
+                self.settle(&uids, before.as_ref().map(|before| (&**key, before)), touched);
             }
             Some(Fact::Namespace(_)) => {
                 let after = after.and_then(Fact::labels);

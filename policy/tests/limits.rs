@@ -31,7 +31,7 @@ spec: {order: 2, selector: app == "other", types: [Ingress], ingress: [{action: 
 fn decision(engine: &Engine, uid: &str) -> Decision {
     let peer = "192.0.2.1".parse().expect("an address");
     let id = engine.image().lookup(workload_id(uid), Direction::Ingress, Family::V4, mapped(peer), 6, 443);
-    let found = engine.dictionary().get_decision(id.expect("an endpoint")).expect("an entry");
+    let found = engine.dictionary().get_decision(id.expect("an endpoint")).map(Arc::unwrap_or_clone).expect("an entry");
     let subject = Arc::clone(&engine.world().workloads[uid]);
     let own = subject.addresses[0];
     let query = Query { subject, direction: Direction::Ingress, own, peer, protocol: 6, port: 443 };

@@ -55,7 +55,10 @@ fn by_image(nodes: &Nodes, from: IpAddr, to: IpAddr, protocol: u8, port: u16) ->
             image.lookup(subject, direction, family, mapped(peer), protocol, port)
         };
         let id = id.unwrap_or_else(|| panic!("{} has no endpoint on {}", pod.name, pod.node));
-        let decision = engine.dictionary().get_decision(id).unwrap_or_else(|| panic!("decision {id} has no entry"));
+        let decision = engine
+            .dictionary()
+            .get_decision(id)
+            .map_or_else(|| panic!("decision {id} has no entry"), Arc::unwrap_or_clone);
         Some((pod, decision))
     };
     let egress: Option<(Arc<Workload>, Decision)> = end(from, to, Direction::Egress);

@@ -167,6 +167,10 @@ impl Judge for CompiledImage {
             image.lookup(subject, direction, family, mapped(case.peer()), flow.protocol, flow.port)
         };
         let id = id.ok_or_else(|| format!("no endpoint for workload {}", case.subject.uid))?;
-        engine.dictionary().get_decision(id).ok_or_else(|| format!("decision {id} is not in the dictionary"))
+        engine
+            .dictionary()
+            .get_decision(id)
+            .map(Arc::unwrap_or_clone)
+            .ok_or_else(|| format!("decision {id} is not in the dictionary"))
     }
 }

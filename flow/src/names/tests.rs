@@ -28,9 +28,9 @@ fn names() -> Dictionary {
     };
     let decision = contested();
     Dictionary::load([
-        DictionaryEntry::Decision { id: decision.id(), decision },
-        DictionaryEntry::Identity { id: POD_IDENTITY, identity },
-        DictionaryEntry::Workload { id: POD, workload },
+        DictionaryEntry::Decision { id: decision.id(), decision: Arc::new(decision) },
+        DictionaryEntry::Identity { id: POD_IDENTITY, identity: Arc::new(identity) },
+        DictionaryEntry::Workload { id: POD, workload: Arc::new(workload) },
     ])
 }
 

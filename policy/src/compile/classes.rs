@@ -368,7 +368,7 @@ impl Classes {
         out.entries.extend(
             row.decisions
                 .iter()
-                .map(|decision| DictionaryEntry::Decision { id: decision.id(), decision: (**decision).clone() }),
+                .map(|decision| DictionaryEntry::Decision { id: decision.id(), decision: Arc::clone(decision) }),
         );
         self.hold_table(&row, out);
     }

@@ -21,7 +21,7 @@ impl Identities {
     /// The world's identity is always there.
     pub(super) fn new() -> Self {
         let mut identities = Self { held: HashMap::new(), shows: Shows::new(), changed: BTreeSet::new() };
-        identities.hold(&Identity::bare(IdentityKind::World, BTreeSet::new()));
+        identities.hold(&Arc::new(Identity::bare(IdentityKind::World, BTreeSet::new())));
         identities
     }
 
@@ -30,13 +30,13 @@ impl Identities {
     }
 
     /// Counts one more use.
-    pub(super) fn hold(&mut self, identity: &Identity) -> IdentityId {
+    pub(super) fn hold(&mut self, identity: &Arc<Identity>) -> IdentityId {
         let id = identity.id();
         let (held, uses) = self.held.entry(id).or_insert_with(|| {
             self.changed.insert(id);
-            (Arc::new(identity.clone()), 0)
+            (Arc::clone(identity), 0)
         });
-        same(id, &**held, identity);
+        same(id, held, identity);
         *uses += 1;
         id
     }
@@ -52,7 +52,7 @@ impl Identities {
     }
 
     /// The same for an address or a prefix.
-    pub(super) fn show(&mut self, identity: &Identity) -> IdentityId {
+    pub(super) fn show(&mut self, identity: &Arc<Identity>) -> IdentityId {
         let id = self.hold(identity);
         *self.shows.entry(id).or_default() += 1;
         id
@@ -75,6 +75,6 @@ impl Identities {
 
     /// What the dictionary is to be told about one.
     pub(super) fn entry(&self, id: IdentityId) -> Option<DictionaryEntry> {
-        self.get(id).map(|identity| DictionaryEntry::Identity { id, identity: (**identity).clone() })
+        self.get(id).map(|identity| DictionaryEntry::Identity { id, identity: Arc::clone(identity) })
     }
 }

@@ -4,7 +4,8 @@ use super::claims::claims;
 use crate::identity::{Reading, Reads};
 use crate::model::{Workload, World};
 use crate::provenance::Identity;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::shared::Shared;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Pods that have addresses of their own, by UID.
@@ -16,30 +17,8 @@ pub(super) struct Pods {
     by_namespace: HashMap<String, BTreeSet<String>>,
     /// Those on this node.
     local: BTreeSet<String>,
-    bare: Shared,
-}
-
-/// Identities that pods have, each once: most pods have that of their neighbours.
-#[derive(Debug, Default)]
-struct Shared(HashSet<Arc<Identity>>);
-
-impl Shared {
-    fn of(&mut self, identity: Identity) -> Arc<Identity> {
-        if let Some(found) = self.0.get(&identity) {
-            return Arc::clone(found);
-        }
-        let identity = Arc::new(identity);
-        self.0.insert(Arc::clone(&identity));
-        identity
-    }
-
-    /// One pod has it no more.
-    fn release(&mut self, identity: &Arc<Identity>) {
-        // This one, and the set's own.
-        if Arc::strong_count(identity) == 2 {
-            self.0.remove(identity);
-        }
-    }
+    /// Their identities.
+    bare: Shared<Identity>,
 }
 
 /// One of them.
@@ -88,9 +67,7 @@ impl Pods {
             }
         }
         let Some(after) = after else {
-            if let Some(pod) = self.all.remove(uid) {
-                self.bare.release(&pod.bare);
-            }
+            self.all.remove(uid);
             self.local.remove(uid);
             return;
         };
@@ -116,8 +93,7 @@ impl Pods {
         if bare == *pod.bare {
             return false;
         }
-        let before = std::mem::replace(&mut pod.bare, self.bare.of(bare));
-        self.bare.release(&before);
+        pod.bare = self.bare.of(bare);
         true
     }
 
@@ -132,25 +108,5 @@ impl Pods {
     /// Those that show anything of this.
     pub(super) fn showing<'a>(&'a self, read: &'a Reading) -> impl Iterator<Item = &'a String> {
         self.all.iter().filter(|(_, pod)| read.is_shown_by(&pod.workload)).map(|(uid, _)| uid)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::provenance::IdentityKind;
-
-    #[test]
-    fn an_identity_is_kept_once_and_as_long_as_a_pod_has_it() {
-        let identity = |kind| Identity::bare(kind, BTreeSet::new());
-        let mut shared = Shared::default();
-        let (one, another) = (shared.of(identity(IdentityKind::Host)), shared.of(identity(IdentityKind::Host)));
-        let other = shared.of(identity(IdentityKind::Node));
-        assert!(Arc::ptr_eq(&one, &another) && !Arc::ptr_eq(&one, &other));
-        shared.release(&one);
-        drop(one);
-        assert_eq!(shared.0.len(), 2, "one pod has it still");
-        shared.release(&another);
-        assert_eq!(shared.0.len(), 1);
     }
 }

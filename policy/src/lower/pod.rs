@@ -43,7 +43,7 @@ fn workload(key: &ObjectKey, root: &Field<'_>) -> Result<Workload, Unreadable> {
         uid: uid(key, root),
         namespace: key.namespace.clone().unwrap_or_default(),
         name: key.name.clone(),
-        labels: labels::of(root)?,
+        labels: labels::of(root)?.into(),
         service_account: service_account.unwrap_or_else(|| "default".to_owned()),
         node,
         addresses,
@@ -152,7 +152,7 @@ fn protocol(port: &Field<'_>) -> Result<u8, Unreadable> {
 impl Workload {
     /// The labels that selectors see: the pod's own and those that Calico gives every pod.
     pub fn selector_labels(&self) -> Labels {
-        let mut labels = self.labels.clone();
+        let mut labels = Labels::clone(&self.labels);
         for (key, value) in [
             ("projectcalico.org/namespace", self.namespace.as_str()),
             ("projectcalico.org/orchestrator", "k8s"),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use reeve_abi::address::{Address, OWNER_HOST};
 use reeve_abi::endpoint::{DIRECTION_EGRESS, DIRECTION_INGRESS};
@@ -79,7 +80,7 @@ impl InKernel {
             "{:?} under {decision:?}, told as {event:?}",
             outcome.action,
         );
-        Ok(decision)
+        Ok(Arc::unwrap_or_clone(decision))
     }
 
     /// Sends the first packet to `front`, then what translation makes of it to whom it is for, then the answer.
@@ -149,7 +150,7 @@ impl InKernel {
         let counted = edges.iter().any(|(key, _)| key.decision == event.decision && key.subject == workload);
         anyhow::ensure!(counted, "no edge has {decision:?}: {edges:?}");
         self.answer(flow, front, (address, port), (client, backend), &outcome.events)?;
-        Ok(decision)
+        Ok(Arc::unwrap_or_clone(decision))
     }
 
     /// The first answer goes back exactly if what it answers was allowed; otherwise it is judged for itself, and told.
