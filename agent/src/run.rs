@@ -129,7 +129,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut looked = tokio::time::Instant::now();
     let mut untidied = None;
     loop {
-        let patience = if enforcer.waiting.is_empty() && enforcer.settled() && !enforcer.fresh.left {
+        // One program at a time, so that nobody waits for more than that.
+        while woken.is_empty() && enforcer.hook_ahead() {
+            tokio::task::yield_now().await;
+        }
+        let patience = if enforcer.waiting.is_empty() && enforcer.settled() && !enforcer.fresh.is_any() {
             LOOK_ANYWAY
         } else {
             LOOK_AGAIN

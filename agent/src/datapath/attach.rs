@@ -122,6 +122,8 @@ pub struct Attachments {
     directory: Option<PathBuf>,
     mechanism: Mechanism,
     held: BTreeMap<u32, BTreeMap<&'static str, Held>>,
+    /// Links of [`Attachments::attach_ahead`]. They have no pins: without this process they are nothing.
+    ahead: BTreeMap<u32, BTreeMap<&'static str, FdLink>>,
     /// What drops everything at a hook, by the path of its pin.
     holding: BTreeMap<PathBuf, FdLink>,
 }
@@ -145,6 +147,7 @@ impl Attachments {
             directory: directory.map(Path::to_owned),
             mechanism,
             held: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             holding: BTreeMap::new(),
         })
     }
@@ -248,7 +251,8 @@ impl Attachments {
                     Held::Filter
                 }
                 Mechanism::Tcx => {
-                    let (link, done) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
+                    let ahead = self.ahead.get_mut(&ifindex).and_then(|sides| sides.remove(hook.side));
+                    let (link, done) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref(), ahead)?;
                     replaced += usize::from(done == clsact::Done::Replaced);
                     clsact::detach(interface, hook)?;
                     Held::Link(link)
@@ -257,6 +261,25 @@ impl Attachments {
             self.held.entry(ifindex).or_default().insert(hook.side, held);
         }
         Ok(replaced)
+    }
+
+    /// Puts the next of both programs at a device that has just come and may become a pod's: attaching waits for the
+    /// kernel, and the pod need not wait for that again. Without a row they let everything through, as if they were not
+    /// there. Whether one was put there; filters do not wait.
+    pub fn attach_ahead(&mut self, loaded: &mut Loaded, interface: &str, ifindex: u32) -> Result<bool, AttachError> {
+        if self.mechanism == Mechanism::Clsact || self.held.contains_key(&ifindex) {
+            return Ok(false);
+        }
+        let there = |hook: &Hook| self.ahead.get(&ifindex).is_some_and(|sides| sides.contains_key(hook.side));
+        let Some(hook) = HOOKS.into_iter().find(|hook| !there(hook)) else { return Ok(false) };
+        let (link, _) = tcx::attach(loaded, hook, interface, ifindex, None, None)?;
+        self.ahead.entry(ifindex).or_default().insert(hook.side, link);
+        Ok(true)
+    }
+
+    /// Takes what was put ahead off all devices but these.
+    pub fn give_up_ahead(&mut self, but: impl Fn(u32) -> bool) {
+        self.ahead.retain(|ifindex, _| but(*ifindex));
     }
 
     /// Drops everything at a device for which there is no row to judge by, until [`Attachments::release`].
@@ -337,7 +360,7 @@ impl Attachments {
                     tcx::Standing::Missing => {
                         drop(self.take(ifindex, hook));
                         path.as_deref().map_or(Ok(()), remove)?;
-                        let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
+                        let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref(), None)?;
                         self.put(ifindex, hook, link);
                         repairs.push(Repair::Attached);
                     }
@@ -347,7 +370,7 @@ impl Attachments {
                         drop(self.take(ifindex, hook));
                         path.as_deref().map_or(Ok(()), remove)?;
                         tcx::wait_for_release(loaded, hook, interface, ifindex)?;
-                        let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
+                        let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref(), None)?;
                         self.put(ifindex, hook, link);
                         drop(closed);
                         tcx::wait_until_open(loaded, hook, interface, ifindex)?;

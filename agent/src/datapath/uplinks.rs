@@ -105,7 +105,7 @@ impl Uplinks {
                     path.as_deref().map_or(Ok(()), attach::remove)?;
                 }
                 Mechanism::Tcx => {
-                    let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref())?;
+                    let (link, _) = tcx::attach(loaded, hook, interface, ifindex, path.as_deref(), None)?;
                     clsact::detach(interface, hook)?;
                     device.links.insert(hook.side, link);
                 }
@@ -177,7 +177,7 @@ impl Device {
         if standing == tcx::Standing::Missing {
             self.links.remove(hook.side);
             pin.map_or(Ok(()), attach::remove)?;
-            let (link, _) = tcx::attach(loaded, hook, &self.name, ifindex, pin)?;
+            let (link, _) = tcx::attach(loaded, hook, &self.name, ifindex, pin, None)?;
             self.links.insert(hook.side, link);
             return Ok(Some(Repair::Attached));
         }

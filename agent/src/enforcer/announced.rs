@@ -25,7 +25,6 @@ pub(crate) struct Announced {
     /// Pods to be told to the engine anew.
     again: BTreeSet<ObjectKey>,
     unwritten: bool,
-    used: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +63,6 @@ impl Announced {
             }
         };
         Self {
-            used: !held.is_empty(),
             path: path.to_owned(),
             boot: boot.to_owned(),
             node: node.to_owned(),
@@ -73,11 +71,6 @@ impl Announced {
             again: BTreeSet::new(),
             unwritten: false,
         }
-    }
-
-    /// Whether pods of this node are announced.
-    pub(crate) fn is_used(&self) -> bool {
-        self.used
     }
 
     /// All of them.
@@ -114,7 +107,6 @@ impl Announced {
         }
         self.again.insert(key(&new));
         self.unwritten = true;
-        self.used = true;
         self.held.insert(new.attachment.clone(), Held { announcement: new, confirmed: false });
     }
 

@@ -8,17 +8,26 @@ use reeve_abi::device::{DEVICE_POD_BRIDGE, DEVICE_UPLINK, DeviceValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// How long the end of a new pair may be that of a pod whose announcement is on its way.
+/// How long the end of a new pair may be that of a pod of which nobody has told yet.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// Ends of pairs that have just come. Where the CNI plugin announces pods they are left alone for a moment: programs put on
-/// them now would only have to go again. What is pending does not leave by them meanwhile: the guard sees to that.
+/// Ends of pairs that have just come. They are taken for pods' for a moment: they get the programs of pods, which let
+/// everything through until the pod is told. What is pending does not leave by them meanwhile: the guard sees to that.
 #[derive(Debug, Default)]
 pub(crate) struct Fresh {
     /// When each device that is no pod's was first seen; nothing is known of those that were there at the start.
     seen: BTreeMap<u32, Option<Instant>>,
-    /// Whether any was left alone.
-    pub(crate) left: bool,
+    /// Those that are taken for pods', with their names.
+    left: BTreeMap<u32, String>,
+    /// Those of them that may lack a program.
+    unhooked: BTreeMap<u32, String>,
+}
+
+impl Fresh {
+    /// Whether any device is taken for a pod's, and is to be looked at again soon.
+    pub(crate) fn is_any(&self) -> bool {
+        !self.left.is_empty()
+    }
 }
 
 /// A bridge with ports of pods.
@@ -33,6 +42,7 @@ impl Enforcer {
             self.interfaces.values().map(|device| device.bridge).filter(|bridge| *bridge != 0).collect();
         let mut devices = links.uplinks(&pods, &bridges);
         self.leave_fresh(links, &mut devices);
+        self.attachments.give_up_ahead(|ifindex| self.fresh.left.contains_key(&ifindex));
         let mut rows: BTreeMap<u32, DeviceValue> = devices
             .iter()
             .map(|(ifindex, device)| (*ifindex, DeviceValue { kind: DEVICE_UPLINK, header_bytes: device.header_bytes }))
@@ -65,20 +75,35 @@ impl Enforcer {
         for ifindex in devices.keys() {
             self.fresh.seen.entry(*ifindex).or_insert((!first).then_some(now));
         }
-        self.fresh.left = false;
-        if !self.announced.is_used() {
-            return;
-        }
+        self.fresh.left.clear();
+        self.fresh.unhooked.clear();
         let hooked: BTreeSet<u32> = self.uplinks.attached().collect();
         let fresh = &mut self.fresh;
-        devices.retain(|ifindex, _| {
+        devices.retain(|ifindex, device| {
             let seen = fresh.seen.get(ifindex).copied().flatten();
             let leave = seen.is_some_and(|at| now.duration_since(at) < FRESH_FOR)
                 && !hooked.contains(ifindex)
                 && links.veth(*ifindex).is_some();
-            fresh.left |= leave;
+            if leave {
+                fresh.left.insert(*ifindex, device.name.clone());
+            }
             !leave
         });
+        fresh.unhooked.clone_from(&fresh.left);
+    }
+
+    /// While nobody waits for anything: puts one program at a device that is taken for a pod's. Whether there was one to put.
+    pub(crate) fn hook_ahead(&mut self) -> bool {
+        while let Some(next) = self.fresh.unhooked.first_entry() {
+            match self.attachments.attach_ahead(&mut self.loaded, next.get(), *next.key()) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                // It may have gone; a pod's device is attached to anew when the pod is told, and that says what is wrong.
+                Err(error) => tracing::debug!(error = sentence(&error), "no program was put there ahead"),
+            }
+            next.remove();
+        }
+        false
     }
 
     /// Tells the programs which addresses and ports stand for others. A client whom nobody notes is nobody in particular:

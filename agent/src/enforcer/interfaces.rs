@@ -1,7 +1,7 @@
 //! Finds pods' devices and attaches to them.
 //!
-//! Invariant: an endpoint's row stands before its programs are attached; a device whose pod is gone stays closed until
-//! the device goes.
+//! Invariant: an endpoint's row stands before its programs are attached, or they let everything through until it does; a
+//! device whose pod is gone stays closed until the device goes.
 
 use super::devices::POD_BRIDGE;
 use super::newcomers::placed;
@@ -150,7 +150,7 @@ impl Enforcer {
         if everywhere {
             self.looked_at = Some(Instant::now());
         }
-        if everywhere || changed || looked > 0 || contested || self.fresh.left {
+        if everywhere || changed || looked > 0 || contested || self.fresh.is_any() {
             self.hook_devices(&links, reasons)
         } else {
             Ok(())

@@ -52,9 +52,9 @@ fn program_of_the_nodes_processes_is_put_back() {
     stage.allows(&client, &web, WEB, "web-clients");
 }
 
-/// Programs at one end of the node's `eth0`, the first first.
-fn chain(stage: &Stage, at: TcAttachType) -> Vec<String> {
-    let ask = || SchedClassifier::query_tcx("eth0", at);
+/// Programs at one end of a device of the node's, the first first.
+fn chain(stage: &Stage, device: &str, at: TcAttachType) -> Vec<String> {
+    let ask = || SchedClassifier::query_tcx(device, at);
     let (_, chain) = stage.node.netns().run(ask).expect("entered").expect("asked");
     chain.iter().map(|program| program.name_as_str().unwrap_or_default().to_owned()).collect()
 }
@@ -89,10 +89,11 @@ fn repair_of_a_devices_programs_drops_nothing_and_lets_nothing_out_unjudged() {
             Ok((found > f64::from(times) - 0.5).then_some(()))
         });
         repaired.unwrap_or_else(|error| panic!("{error:#}\n{}", stage.agent().log()));
-        assert_eq!(chain(&stage, at), [ours, "reeve_to_pod"], "both stand, ours first, and no spare is left");
+        assert_eq!(chain(&stage, "eth0", at), [ours, "reeve_to_pod"], "both stand, ours first, and no spare is left");
         drop(foreign);
-        let gone =
-            until("the other's end", Duration::from_secs(20), || Ok((chain(&stage, at) == [ours]).then_some(())));
+        let gone = until("the other's end", Duration::from_secs(20), || {
+            Ok((chain(&stage, "eth0", at) == [ours]).then_some(()))
+        });
         gone.expect("the kernel frees it some time after its last descriptor");
     }
     assert!(!stage.problems("another program had been put before ours").is_empty());
@@ -113,8 +114,55 @@ fn repair_of_a_devices_programs_drops_nothing_and_lets_nothing_out_unjudged() {
         let pinned = links.map(|link| link.expect("read").file_name().to_string_lossy().into_owned());
         assert!(pinned.filter(|name| name != "host-in").any(|name| name.ends_with(&ends)), "{pin} is pinned");
     }
-    assert_eq!(chain(&stage, TcAttachType::Egress)[0], "reeve_uplink", "the new link outlives the agent");
+    assert_eq!(chain(&stage, "eth0", TcAttachType::Egress)[0], "reeve_uplink", "the new link outlives the agent");
     stage.agent().start_again().expect("started again");
+    stage.denies(&guest, &web, WEB, "web-clients");
+    stage.allows(&client, &web, WEB, "web-clients");
+}
+
+/// Waits until these programs stand at the ends of a device.
+#[track_caller]
+fn hooked(stage: &mut Stage, device: &str, ingress: &[&str], egress: &[&str]) {
+    let standing = || {
+        let now = (chain(stage, device, TcAttachType::Ingress), chain(stage, device, TcAttachType::Egress));
+        Ok((now.0 == ingress && now.1 == egress).then_some(()))
+    };
+    let stood = until("programs", Duration::from_secs(20), standing);
+    stood.unwrap_or_else(|error| panic!("{error:#}: {ingress:?} and {egress:?} at {device}\n{}", stage.agent().log()));
+}
+
+#[test]
+fn pair_that_has_just_come_has_the_programs_of_a_pod_until_it_is_known_to_be_none() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = shop_with("h-new", &RARELY);
+    let (node, other) = (stage.node.netns().clone(), stage.lab.outside("neighbour").expect("a machine"));
+    let pair = |device: &str, net: u8| {
+        node.ip(&[
+            format!("link add {device} type veth peer name {device} netns {}", other.name()),
+            format!("addr add 10.99.{net}.1/24 dev {device}"),
+            format!("link set {device} up"),
+        ])?;
+        other.ip(&[format!("addr add 10.99.{net}.2/24 dev {device}"), format!("link set {device} up")])
+    };
+    pair("new-1", 1).expect("a pair");
+    let coming = Datagrams::start(&other, &node, "10.99.1.1:9001".parse().expect("an address"));
+    hooked(&mut stage, "new-1", &["reeve_from_pod"], &["reeve_to_pod"]);
+    let going = Datagrams::start(&node, &other, "10.99.1.2:9002".parse().expect("an address"));
+    hooked(&mut stage, "new-1", &["reeve_uplink_in"], &["reeve_uplink"]);
+    for traffic in [coming, going] {
+        let (sent, came) = traffic.finish();
+        assert_eq!((sent, sent > 50), (came, true), "nobody's traffic is lost over it");
+    }
+    // Who ends meanwhile leaves nothing there, and who comes then knows the device for an old one.
+    pair("new-2", 2).expect("a pair");
+    hooked(&mut stage, "new-2", &["reeve_from_pod"], &["reeve_to_pod"]);
+    stage.agent().kill9().expect("killed");
+    hooked(&mut stage, "new-2", &[], &[]);
+    hooked(&mut stage, "new-1", &["reeve_uplink_in"], &["reeve_uplink"]);
+    stage.agent().start_again().expect("started again");
+    hooked(&mut stage, "new-2", &["reeve_uplink_in"], &["reeve_uplink"]);
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.allows(&client, &web, WEB, "web-clients");
 }

@@ -26,13 +26,15 @@ const BPF_TCX_EGRESS: u32 = 47;
 /// How long the kernel may take to let go of a link that nobody holds any more.
 const RELEASE: Duration = Duration::from_secs(2);
 
-/// Attaches first in the chain, or replaces the program of the link that is pinned there.
+/// Attaches first in the chain, or replaces the program of the link that is pinned there. `ahead`: a link that was put there
+/// before and may have lost its place since.
 pub(in crate::datapath) fn attach(
     loaded: &mut Loaded,
     hook: Hook,
     interface: &str,
     ifindex: u32,
     path: Option<&Path>,
+    ahead: Option<FdLink>,
 ) -> Result<(FdLink, Done), AttachError> {
     if let Some(path) = path.filter(|path| path.exists()) {
         if let Some(link) = replace(loaded, hook, path)? {
@@ -40,7 +42,15 @@ pub(in crate::datapath) fn attach(
         }
         remove(path)?;
     }
-    let link = first(loaded, hook.program, hook, interface, ifindex)?;
+    let link = match ahead {
+        Some(link) if standing(loaded, hook, interface, ifindex)? == Standing::First => link,
+        Some(link) => {
+            drop(link);
+            wait_for_release(loaded, hook, interface, ifindex)?;
+            first(loaded, hook.program, hook, interface, ifindex)?
+        }
+        None => first(loaded, hook.program, hook, interface, ifindex)?,
+    };
     match path {
         Some(path) => Ok((pin(link, path)?, Done::Added)),
         None => Ok((link, Done::Added)),
