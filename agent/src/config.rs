@@ -56,6 +56,9 @@ pub struct Given {
     /// Seconds between two comparisons of everything in the kernel with what should be there.
     #[arg(long, env = "REEVE_ATTEST_INTERVAL")]
     pub attest_interval: Option<u64>,
+    /// Seconds without a word after which a connection to the API server is taken for dead.
+    #[arg(long, env = "REEVE_API_SILENCE")]
+    pub api_silence: Option<u64>,
     /// Where the container runtime looks for network configurations; the CNI plugin is put into the one in use.
     #[arg(long, env = "REEVE_CNI_CONF_DIR", global = true)]
     pub cni_conf_dir: Option<PathBuf>,
@@ -102,6 +105,7 @@ pub struct Config {
     pub window_seconds: u64,
     pub attach: Attach,
     pub attest_interval: u64,
+    pub api_silence: u64,
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dir: Option<PathBuf>,
     pub status_lease: String,
@@ -213,6 +217,7 @@ impl Given {
         };
         let window_seconds = self.window_seconds.or(file.window_seconds).unwrap_or(60);
         let attest_interval = self.attest_interval.or(file.attest_interval).unwrap_or(300);
+        let api_silence = self.api_silence.or(file.api_silence).unwrap_or(100);
         Ok(Config {
             manifests: self.manifests.or(file.manifests),
             kubeconfig: self.kubeconfig.or(file.kubeconfig),
@@ -227,6 +232,7 @@ impl Given {
             window_seconds: positive("window-seconds", window_seconds)?,
             attach: self.attach.or(file.attach).unwrap_or_default(),
             attest_interval: positive("attest-interval", attest_interval)?,
+            api_silence: positive("api-silence", api_silence)?,
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             cni_bin_dir: self.cni_bin_dir.or(file.cni_bin_dir),
             status_lease: self.status_lease.or(file.status_lease).unwrap_or_else(|| "reeve-status".to_owned()),
@@ -329,6 +335,7 @@ mod tests {
             ("attach = \"xdp\"\n", &["agent.toml", "attach", "xdp"]),
             ("mark-mask = \"0xff\"\n", &["agent.toml", "mark-mask", "0xff"]),
             ("window-seconds = 0\n", &["window-seconds", "0"]),
+            ("api-silence = 0\n", &["api-silence", "0"]),
         ] {
             std::fs::write(&path, text).expect("written");
             let given = Given { config: Some(path.clone()), ..Given::default() };

@@ -13,6 +13,7 @@ use reeve_policy::model::{Problem, World};
 use reeve_policy::store::Change;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// What a look found.
@@ -51,7 +52,8 @@ impl Source {
                 Ok(Self::Files(files::Directory::new(manifests), watcher))
             }
             (None, kubeconfig) => {
-                let access = kube::Access::open(kubeconfig.clone()).await.context(
+                let silence = Duration::from_secs(config.api_silence);
+                let access = kube::Access::open(kubeconfig.clone(), silence).await.context(
                     "where are the facts? give --manifests DIR or --kubeconfig FILE, or run as a pod of the cluster",
                 )?;
                 Ok(Self::Cluster(kube::Cluster::watch(access, wake, metrics)))

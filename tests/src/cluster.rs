@@ -30,6 +30,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::{Lab, Netns, Network, until};
 use keys::Keys;
@@ -141,6 +142,14 @@ impl Cluster {
     /// Ends the API server without giving it a chance to say goodbye.
     pub fn kill_api_server(&self) -> anyhow::Result<()> {
         end(&self.api)
+    }
+
+    /// Holds the API server still, so that it says nothing and closes nothing, or lets it go on.
+    pub fn hold_api_server(&self, still: bool) -> anyhow::Result<()> {
+        let api = self.api.lock().expect("no thread panics while it holds a process");
+        let process = api.as_ref().and_then(|process| Pid::from_raw(i32::try_from(process.id()).ok()?));
+        let signal = if still { Signal::STOP } else { Signal::CONT };
+        kill_process(process.context("the API server does not run")?, signal).context("cannot signal the API server")
     }
 
     /// Starts the API server again, with what etcd has, and waits until it is ready.

@@ -28,7 +28,7 @@ pub async fn everywhere(
     within: Duration,
 ) -> anyhow::Result<()> {
     let end = Instant::now() + within;
-    let client = connect(kubeconfig.as_ref()).await?;
+    let client = connect(kubeconfig.as_ref(), None).await?;
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let what = format!("DaemonSet {namespace}/{name}");
     let Some(set) = sets.get_opt(name).await.with_context(|| format!("{what} cannot be read"))? else {

@@ -1,6 +1,6 @@
 //! What was asked of the API server, by whom, as its audit log tells.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::Context;
@@ -24,17 +24,17 @@ pub struct Call {
 }
 
 impl Cluster {
-    /// What this service account has asked so far.
-    pub fn calls_of(&self, namespace: &str, account: &str) -> anyhow::Result<BTreeSet<Call>> {
+    /// What this service account has asked so far, and how often.
+    pub fn calls_of(&self, namespace: &str, account: &str) -> anyhow::Result<BTreeMap<Call, usize>> {
         let user = format!("system:serviceaccount:{namespace}:{account}");
         let path = self.directory.join("audit.log");
         let log = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut calls = BTreeSet::new();
+        let mut calls = BTreeMap::new();
         // The last line may not be whole yet.
         for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let event: Value = serde_json::from_str(line).with_context(|| format!("no event: {line}"))?;
             if event["user"]["username"] == user.as_str() {
-                calls.insert(call(&event));
+                *calls.entry(call(&event)).or_default() += 1;
             }
         }
         Ok(calls)

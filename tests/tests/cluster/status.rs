@@ -97,7 +97,7 @@ fn comes_to_lead(agent: &Agent) {
 fn written(town: &Town, account: &str) -> BTreeSet<String> {
     let calls = town.cluster.calls_of(&town.name, account).expect("an audit log");
     let writes =
-        calls.iter().filter(|call| matches!(call.verb.as_str(), "patch" | "create") && call.resource != "leases");
+        calls.keys().filter(|call| matches!(call.verb.as_str(), "patch" | "create") && call.resource != "leases");
     writes.map(|call| call.path.clone()).collect()
 }
 

@@ -7,12 +7,16 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// Longest time to make a connection, whatever silence is borne later.
+const CONNECT: Duration = Duration::from_secs(30);
+
 /// Between two readings of credentials.
 const RENEW_AFTER: Duration = Duration::from_secs(10);
 
 /// A way to the API server.
 pub struct Access {
     kubeconfig: Option<PathBuf>,
+    silence: Duration,
     client: Mutex<(Client, Instant)>,
 }
 
@@ -23,10 +27,16 @@ impl std::fmt::Debug for Access {
 }
 
 impl Access {
-    /// By this kubeconfig, or as the pod that this process runs in. The server need not answer yet.
-    pub async fn open(kubeconfig: Option<PathBuf>) -> anyhow::Result<Self> {
-        let client = connect(kubeconfig.as_ref()).await?;
-        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())) })
+    /// By this kubeconfig, or as the pod that this process runs in. The server need not answer yet; once it does not for
+    /// so long as `silence`, it is taken for gone.
+    pub async fn open(kubeconfig: Option<PathBuf>, silence: Duration) -> anyhow::Result<Self> {
+        let client = connect(kubeconfig.as_ref(), Some(silence)).await?;
+        Ok(Self { kubeconfig, silence, client: Mutex::new((client, Instant::now())) })
+    }
+
+    /// How long a connection may say nothing.
+    pub(crate) fn silence(&self) -> Duration {
+        self.silence
     }
 
     /// The client of now.
@@ -55,14 +65,15 @@ impl Access {
         if !due(self.client.lock().expect("nobody panics while taking the client").1) {
             return Ok(());
         }
-        let client = connect(self.kubeconfig.as_ref()).await?;
+        let client = connect(self.kubeconfig.as_ref(), Some(self.silence)).await?;
         *self.client.lock().expect("nobody panics while taking the client") = (client, Instant::now());
         Ok(())
     }
 }
 
-pub(crate) async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+/// A client that waits for no word longer than `silence`, if that is limited.
+pub(crate) async fn connect(kubeconfig: Option<&PathBuf>, silence: Option<Duration>) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let named = || format!("kubeconfig {}", path.display());
             let file = Kubeconfig::read_from(path).with_context(named)?;
@@ -70,5 +81,12 @@ pub(crate) async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Clie
         }
         None => Config::incluster().context("this is no pod of a cluster, or has no service account")?,
     };
+    if let Some(silence) = silence {
+        config.connect_timeout = Some(CONNECT.min(silence));
+        // Watches that are silent end by themselves before that (`stream`).
+        config.read_timeout = Some(silence + silence / 10);
+        // A connection that was kept for the next request has not been silent for as long as nobody asked.
+        config.reset_reader_on_write = true;
+    }
     Client::try_from(config).context("no client can be made of the credentials")
 }

@@ -18,8 +18,6 @@ const PAGE: u32 = 500;
 /// Seconds after which a server ends a watch, at least; it is up to `WATCH_SPREAD` more, so that not all end together.
 const WATCH_SECONDS: u32 = 240;
 const WATCH_SPREAD: u32 = 50;
-/// A server that says nothing for this much longer than a watch may last is gone.
-const SILENCE: Duration = Duration::from_secs(10);
 /// Between two attempts, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -71,7 +69,7 @@ pub(super) async fn watch(access: &Access, resource: &Resource, shared: &Shared)
     loop {
         let api = Api::<DynamicObject>::all_with(access.client(), &resource.api);
         let begun = Instant::now();
-        let ended = watch.once(&api).await;
+        let ended = watch.once(&api, access.silence()).await;
         let steady = begun.elapsed() >= STEADY;
         if steady {
             pause = FIRST_PAUSE;
@@ -117,7 +115,9 @@ impl Watch<'_> {
         true
     }
 
-    async fn once(&mut self, api: &Api<DynamicObject>) -> Ended {
+    /// Until the server ends it, or says nothing for so long: servers send a bookmark every minute, so the next watch will
+    /// tell whether the server is there.
+    async fn once(&mut self, api: &Api<DynamicObject>, silence: Duration) -> Ended {
         let seconds = WATCH_SECONDS + fastrand::u32(..WATCH_SPREAD);
         let mut parameters = WatchParams::default().timeout(seconds);
         parameters.field_selector = self.resource.fields.map(str::to_owned);
@@ -146,9 +146,8 @@ impl Watch<'_> {
         } else {
             self.shared.hear(Heard::Stands { name: &self.name });
         }
-        let patience = Duration::from_secs(u64::from(seconds)) + SILENCE;
         loop {
-            match tokio::time::timeout(patience, events.try_next()).await {
+            match tokio::time::timeout(silence, events.try_next()).await {
                 Ok(Ok(Some(event))) => {
                     if let Some(ended) = self.take(event) {
                         return ended;
