@@ -38,6 +38,18 @@ pub fn measures() -> Vec<Measure> {
         new("behind", "ms", "from the last of these changes until the agent enforces it"),
         new("kernel-memory", "MiB", "what the kernel charges for its maps"),
         new("addresses", "rows", "of the map ADDRESSES"),
+        new(
+            "relist",
+            "s",
+            "from the server's word that it has forgotten where the watch of pods was (410) until all pods are known by a new list",
+        ),
+        new("memory-relist", "MiB", "most that was resident meanwhile"),
+        new(
+            "restart",
+            "s",
+            "from the start of the next agent until it is ready: everything listed and compared with the kernel",
+        ),
+        new("memory-restart", "MiB", "most that was resident until then"),
     ]
 }
 
@@ -78,6 +90,22 @@ pub fn run(sheet: &mut Sheet<'_>) -> anyhow::Result<()> {
     sheet.put("scale/memory", vec![mib(agent.resident_bytes()?)]);
     sheet.put("scale/kernel-memory", vec![mib(map_bytes(agent.process_id())?)]);
     sheet.put("scale/addresses", vec![agent.metric("reeve_map_entries", &[("map", "ADDRESSES")])?]);
+
+    forget_peak(&agent)?;
+    let begun = Instant::now();
+    server.forget()?;
+    // The list has the pods of the beginning: the one that was told last is gone, and those that changed are as they were.
+    has(&agent, SIZE.pods)?;
+    sheet.put("scale/relist", vec![begun.elapsed().as_secs_f64()]);
+    sheet.put("scale/memory-relist", vec![peak(&agent)?]);
+
+    agent.terminate()?;
+    let begun = Instant::now();
+    agent.spawn_again()?;
+    agent.wait_ready_within(PATIENCE)?;
+    sheet.put("scale/restart", vec![begun.elapsed().as_secs_f64()]);
+    has(&agent, SIZE.pods)?;
+    sheet.put("scale/memory-restart", vec![peak(&agent)?]);
     Ok(())
 }
 
@@ -89,6 +117,11 @@ fn has(agent: &Agent, pods: u32) -> anyhow::Result<()> {
             ["compiled", "active"].map(|state| agent.metric("reeve_revision", &[("state", state)]));
         Ok((heard.to_bits() == f64::from(pods).to_bits() && compiled? <= active?).then_some(()))
     })
+}
+
+/// Lets what is resident now count as the most so far.
+fn forget_peak(agent: &Agent) -> anyhow::Result<()> {
+    fs::write(format!("/proc/{}/clear_refs", agent.process_id()), "5").context("the peak cannot be forgotten")
 }
 
 /// Most that a process had resident, in MiB.

@@ -122,6 +122,15 @@ impl Synthetic {
         self.tell("ADDED", &self.world.made_up(self.world.size.pods, 0, Told::Running))
     }
 
+    /// Ends the watch of pods with the word that its place is forgotten.
+    pub(super) fn forget(&self) -> anyhow::Result<()> {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "code": 410,
+            "message": "too old resource version",
+        });
+        self.tell("ERROR", &status.to_string())
+    }
+
     fn tell(&self, kind: &str, pod: &str) -> anyhow::Result<()> {
         self.world.changes.send(event(kind, pod).into()).ok().context("nobody watches pods").map(drop)
     }
