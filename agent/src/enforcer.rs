@@ -19,6 +19,7 @@ use crate::cni::installer::Complaints;
 use crate::cni::waiting::Waiting;
 use crate::continuity::{CheckpointFile, Missed, Telling};
 use crate::datapath::discover::Links;
+use crate::datapath::grace::Passing;
 use crate::datapath::guard::Guard;
 use crate::datapath::host::HostHook;
 use crate::datapath::maps::Occupancy;
@@ -51,7 +52,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// What numbers stand for, shared with those who write records.
 pub type SharedDictionary = Arc<RwLock<Dictionary>>;
@@ -66,6 +67,12 @@ pub struct Meanings {
     pub dictionary: SharedDictionary,
     /// The preview.
     pub preview: SharedPreview,
+}
+
+/// What the last plan takes away, once no program works with what was before.
+struct Leaving {
+    after: Passing,
+    ops: Vec<Op>,
 }
 
 /// The node's enforcement.
@@ -116,7 +123,9 @@ pub struct Enforcer {
     /// The revision that the kernel enforces.
     pub(crate) active: u64,
     /// Removals of the last plan that nothing waits for.
-    leaving: Vec<Op>,
+    leaving: Option<Leaving>,
+    /// Hears when that may go.
+    pub(crate) passed: Arc<Notify>,
     /// Local endpoints with the addresses by which their interface was found.
     looked: BTreeMap<WorkloadId, [Address; 2]>,
     /// When every interface was last looked for.

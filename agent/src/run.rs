@@ -126,6 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(installer) = installer {
         installer.keep(Arc::clone(&enforcer.complaints), installing)?;
     }
+    let passed = Arc::clone(&enforcer.passed);
     let mut looked = tokio::time::Instant::now();
     let mut untidied = None;
     loop {
@@ -159,6 +160,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             _ = attest.tick() => {
                 report(enforcer.attest().await, "what is in the kernel could not be compared");
+                continue;
+            }
+            () = passed.notified() => {
+                enforcer.let_go();
                 continue;
             }
             _ = terminate.recv() => break,

@@ -130,7 +130,7 @@ pub(crate) fn transition(new: &Image, delta: &Delta, shows: &Shows, taken: &BTre
         if keeps { &mut last } else { &mut ops }.push(Op::PutEndpoint(id, endpoint));
     }
     // From now on only the new answers count: plain classes and identities, and away with addresses that are gone,
-    // less specific prefixes first. Classes are taken away when nothing shows them.
+    // less specific prefixes first.
     let shown = |id: &IdentityId| -> Option<ClassValue> {
         let before = || Some(ClassValue { class: old.class_of(*id) }).filter(|_| old.has_class(*id));
         classes.get(id).copied().unwrap_or_else(before)
@@ -149,14 +149,15 @@ pub(crate) fn transition(new: &Image, delta: &Delta, shows: &Shows, taken: &BTre
     }));
     ops.extend(delta::gone(&new.networks, &delta.networks).map(|(key, _)| Op::DeleteNetwork(key)));
     ops.extend(delta::gone(&new.addresses, &delta.addresses).map(|(key, _)| Op::DeleteAddress(key)));
-    let left_over = all.iter().filter(|id| !new.classes.contains_key(id) && shown(id).is_some());
-    ops.extend(left_over.map(|id| Op::DeleteClass(*id)));
     let fresh = delta::put(&new.addresses, &delta.addresses).any(|(key, _)| delta.addresses[&key].is_none())
         || delta::put(&new.networks, &delta.networks).any(|(key, _)| delta.networks[&key].is_none());
     if fresh {
         ops.push(Op::BumpAddressEpoch);
     }
     ops.extend(last);
+    // What nothing refers to any more stands at the end, where whoever carries the plan out need not wait for it.
+    let left_over = all.iter().filter(|id| !new.classes.contains_key(id) && shown(id).is_some());
+    ops.extend(left_over.map(|id| Op::DeleteClass(*id)));
     let left = delta::gone(&new.peers, &delta.peers).map(|(key, _)| key);
     let rows: BTreeSet<PeerKey> = left.chain(extra.keys().copied()).collect();
     ops.extend(rows.into_iter().filter(|key| !new.peers.contains_key(key)).map(Op::DeletePeer));

@@ -1,7 +1,10 @@
 //! Waiting until no program still works with what it saw before.
 
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// `MEMBARRIER_CMD_GLOBAL`: returns after a grace period of RCU.
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
@@ -22,5 +25,46 @@ pub fn grace() {
         let error = std::io::Error::last_os_error();
         SAID.call_once(|| tracing::warn!(%error, "this kernel has no global membarrier: a fixed time is waited"));
         std::thread::sleep(LONGEST_RUN);
+    }
+}
+
+/// A grace period that passes while other things are done.
+#[derive(Debug)]
+pub struct Passing {
+    thread: Option<JoinHandle<()>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Passing {
+    /// It begins; `heard` hears of its end.
+    pub fn begin(heard: &Arc<Notify>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (tells, hears) = (Arc::clone(&over), Arc::clone(heard));
+        let wait = move || {
+            grace();
+            tells.store(true, Ordering::Release);
+            hears.notify_one();
+        };
+        let thread = std::thread::Builder::new().name("grace".to_owned()).spawn(wait);
+        let thread = thread.inspect_err(|error| {
+            tracing::warn!(%error, "no thread for a grace period: it is waited for");
+            over.store(true, Ordering::Release);
+            heard.notify_one();
+        });
+        Self { thread: thread.ok(), over }
+    }
+
+    /// Whether [`Passing::end`] is worth asking for.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Waits for its end.
+    pub fn end(self) {
+        match self.thread.map(JoinHandle::join) {
+            Some(Ok(())) => {}
+            // Nothing in it panics; and if it did, nothing would be known of the period.
+            Some(Err(_)) | None => grace(),
+        }
     }
 }

@@ -4,9 +4,9 @@
 //! refers to them.
 
 use super::interfaces::Scope;
-use super::{Enforcer, closed};
+use super::{Enforcer, Leaving, closed};
 use crate::continuity::{Checkpoint, Telling};
-use crate::datapath::grace::grace;
+use crate::datapath::grace::Passing;
 use crate::datapath::reconcile::{self, Known};
 use crate::datapath::room::AddressRoom;
 use crate::datapath::{MapError, adopt, discover};
@@ -49,19 +49,25 @@ impl Enforcer {
         self.metrics.observe(self);
     }
 
-    /// What nobody waits for once a step is done: rows that nothing refers to any more go, what traffic fills is
-    /// counted, and what stands is written down.
+    /// What nobody waits for once a step is done: what traffic fills is counted, and what stands is written down.
     pub fn tidy_up(&mut self) {
-        if let Err(error) = self.clear_away() {
-            self.reasons.push(format!("{:#}", anyhow::Error::from(error)));
-            self.adopt_first = true;
-        }
         self.count_traffic_rows();
         // Whatever is hooked otherwise is written down by the step that did it.
         let now = self.loaded.maps.stats.sum(stats::EDGES_LOST).ok().map(|lost| (self.revision(), lost));
         // Counts that cannot be read are an error, which writing them down tells.
         if now.is_none() || now != self.remembered {
             self.remember();
+        }
+    }
+
+    /// A grace period is over: what waits for it goes now.
+    pub fn let_go(&mut self) {
+        // What was heard may be of an earlier one that somebody could not wait for.
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.after.is_over())
+            && let Err(error) = self.clear_away()
+        {
+            self.reasons.push(format!("{:#}", anyhow::Error::from(error)));
+            self.adopt_first = true;
         }
     }
 
@@ -90,12 +96,9 @@ impl Enforcer {
 
     /// Takes away what the last plan left for later.
     pub(crate) fn clear_away(&mut self) -> Result<(), MapError> {
-        let leaving = std::mem::take(&mut self.leaving);
-        if leaving.is_empty() {
-            return Ok(());
-        }
-        grace();
-        reconcile::apply(&self.loaded.maps, &leaving, &self.interfaces, self.known())
+        let Some(Leaving { after, ops }) = self.leaving.take() else { return Ok(()) };
+        after.end();
+        reconcile::apply(&self.loaded.maps, &ops, &self.interfaces, self.known())
     }
 
     /// The kernel cannot say how full a map is: counting reads all of it, so this is done now and then.
@@ -146,6 +149,7 @@ impl Enforcer {
             }
         };
         if self.adopt_first {
+            self.clear_away()?; // what is on its way out is not to be found
             let found = adopt::read(&self.loaded.maps)?;
             self.room = AddressRoom::new(self.loaded.maps.addresses.capacity(), &found.image.addresses);
             let update = self.engine.resume(&found.image);
@@ -249,7 +253,9 @@ impl Enforcer {
         let last = ops.iter().rposition(|op| !reconcile::is_removal(op)).map_or(0, |last| last + 1);
         let (ops, leaving) = ops.split_at(last);
         reconcile::apply(&self.loaded.maps, ops, &self.interfaces, now)?;
-        self.leaving = leaving.to_vec();
+        if !leaving.is_empty() {
+            self.leaving = Some(Leaving { after: Passing::begin(&self.passed), ops: leaving.to_vec() });
+        }
         if now == Known::All && before == Known::Some {
             reconcile::set_known(&self.loaded.maps, now)?;
         }
