@@ -23,7 +23,9 @@ fn windows_add_up_to_every_packet_under_traffic_and_over_two_kills() {
         stage.agent().start_again().expect("started again");
     }
     // However quick the agents were: there is traffic behind the last of them, too.
-    [&allowed, &denied].map(|stream| stream.wait_for(200));
+    for stream in [&allowed, &denied] {
+        stream.wait_for(200);
+    }
     let (allowed, denied) = (allowed.stop(), denied.stop());
     let all = stage.agent().records();
     *stage.records() = all;
