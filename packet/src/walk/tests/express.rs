@@ -326,6 +326,38 @@ fn what_another_cpu_counted_is_not_the_next_flows() {
 }
 
 #[test]
+fn a_row_that_somebody_holds_is_added_up_by_nobody_else() {
+    let mut world = world(1);
+    let out = POD.to(REMOTE, false).udp(1, 2);
+    let same = |world: &mut World| {
+        world.host.generation -= 1; // the tests' world raises it with each packet
+        assert_eq!(world.pod_emits(&out), Continue);
+    };
+    let hold = |world: &mut World, held| {
+        let mut rows = world.host.recent.all().into_iter().filter(|(_, row)| row.frames > 0);
+        let (number, row) = rows.next().expect("a row");
+        drop(rows);
+        world.host.recent.put(&number, &RecentValue { held, ..row });
+    };
+    let packets = |world: &World| world.host.flows.all()[0].1.packets[0];
+    same(&mut world);
+    world.host.now_ns += 5_000_000;
+    for _ in 0..4 {
+        same(&mut world);
+    }
+    assert_eq!((packets(&world), unlooked(&world)), (3, 2));
+    hold(&mut world, 1);
+    world.settles();
+    assert_eq!(packets(&world), 3, "not by the program that adds up");
+    world.host.now_ns += 5_000_000;
+    same(&mut world);
+    assert_eq!(packets(&world), 4, "nor with the flow's next packet");
+    hold(&mut world, 0);
+    world.settles();
+    assert_eq!(packets(&world), 6, "once, when it is free");
+}
+
+#[test]
 fn a_policy_that_comes_while_a_packet_is_judged_is_asked_for_the_next() {
     for comes in [false, true] {
         let mut world = world(1);
