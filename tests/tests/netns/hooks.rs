@@ -166,3 +166,31 @@ fn pair_that_has_just_come_has_the_programs_of_a_pod_until_it_is_known_to_be_non
     stage.denies(&guest, &web, WEB, "web-clients");
     stage.allows(&client, &web, WEB, "web-clients");
 }
+
+#[test]
+fn program_that_came_before_those_of_a_new_pair_is_behind_them_when_the_pod_is_told() {
+    if crate::skipped() {
+        return;
+    }
+    let (mut stage, web, client, guest) = shop_with("h-late", &RARELY);
+    let (node, late) = (stage.node.netns().clone(), stage.lab.outside("late").expect("a machine"));
+    let of_node = [
+        format!("link add late type veth peer name late netns {}", late.name()),
+        "link set late up".to_owned(),
+        "route add 10.99.3.2/32 dev late".to_owned(),
+    ];
+    node.ip(&of_node).expect("a pair");
+    hooked(&mut stage, "late", &["reeve_from_pod"], &["reeve_to_pod"]);
+    let _foreign = put_first(&stage, "late", TcAttachType::Ingress);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "namespace": "shop", "name": "late", "uid": "late-uid" },
+        "spec": { "nodeName": stage.node.name() }, "status": { "phase": "Running", "podIPs": [{ "ip": "10.99.3.2" }] },
+    });
+    stage.lab.manifests().write("pod-shop-late", &pod).expect("a manifest");
+    stage.settled();
+    hooked(&mut stage, "late", &["reeve_from_pod", "reeve_to_pod"], &["reeve_to_pod"]);
+    let repaired = stage.agent().metric("reeve_drift_total", &[("what", "order")]).unwrap_or_default();
+    assert!(repaired < 0.5, "they were put first at once, not when somebody looked: {repaired}");
+    stage.denies(&guest, &web, WEB, "web-clients");
+    stage.allows(&client, &web, WEB, "web-clients");
+}
